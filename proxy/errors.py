@@ -1,0 +1,163 @@
+"""Everything that can go wrong with a request, by whose fault it is.
+
+    ProxyError
+    ├── ClientFault            the caller must change something
+    │   ├── InvalidRequest         400
+    │   ├── Unauthenticated        401
+    │   ├── NotFound               404  (path or model)
+    │   ├── MethodNotAllowed       405
+    │   ├── BodyTooLarge           413
+    │   ├── HeadersTooLarge        431
+    │   └── ClientGone             499  (nobody is left to read it)
+    ├── ProxyFault             we must change something
+    │   ├── InternalError          500
+    │   ├── NotReady               503  (no snapshot yet, journal full)
+    │   └── ShuttingDown           503
+    └── UpstreamFault          the engine failed
+        ├── UpstreamUnreachable    503
+        ├── UpstreamDisconnected   502
+        ├── UpstreamMalformed      502
+        └── UpstreamTimeout        504
+
+Each carries the HTTP status, OpenAI's `type` and `code`, and the Outcome under which the request is booked. A class is an
+error's meaning; there is no switch on its text anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import IntEnum
+from typing import ClassVar
+
+
+class Outcome(IntEnum):
+    """How an accepted request ended. The numbers are part of the record format: append, never renumber."""
+
+    OK = 0
+    CACHED = 1
+    COALESCED = 2
+    REJECTED = 3
+    CLIENT_ERROR = 4
+    CLIENT_GONE = 5
+    UPSTREAM_ERROR = 6
+    TIMEOUT = 7
+    INTERNAL_ERROR = 8
+    CRASHED = 9
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class ProxyError(Exception):
+    """An error that has an answer in OpenAI's shape."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal_error"
+    code: ClassVar[str | None] = None
+    outcome: ClassVar[Outcome] = Outcome.INTERNAL_ERROR
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.error_code = code if code is not None else self.code
+
+    def body(self) -> bytes:
+        """`{"error": {"message", "type", "param", "code"}}`, as OpenAI's API reference gives it."""
+        return json.dumps(
+            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.error_code}},
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ).encode("utf-8", "backslashreplace")
+
+
+class ClientFault(ProxyError):
+    status = 400
+    type = "invalid_request_error"
+    outcome = Outcome.CLIENT_ERROR
+
+
+class InvalidRequest(ClientFault):
+    pass
+
+
+class Unauthenticated(ClientFault):
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotFound(ClientFault):
+    status = 404
+
+
+class MethodNotAllowed(ClientFault):
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(ClientFault):
+    status = 413
+    code = "request_too_large"
+
+
+class HeadersTooLarge(ClientFault):
+    status = 431
+    code = "headers_too_large"
+
+
+class ClientGone(ClientFault):
+    status = 499
+    code = "client_disconnected"
+    outcome = Outcome.CLIENT_GONE
+
+
+class ProxyFault(ProxyError):
+    pass
+
+
+class InternalError(ProxyFault):
+    code = "internal_error"
+
+
+class NotReady(ProxyFault):
+    status = 503
+    type = "service_unavailable"
+    code = "not_ready"
+    outcome = Outcome.REJECTED
+    retry_after_s = 1
+
+
+class ShuttingDown(ProxyFault):
+    status = 503
+    type = "service_unavailable"
+    code = "shutting_down"
+    outcome = Outcome.REJECTED
+    retry_after_s = 1
+
+
+class UpstreamFault(ProxyError):
+    status = 502
+    type = "upstream_error"
+    outcome = Outcome.UPSTREAM_ERROR
+
+
+class UpstreamUnreachable(UpstreamFault):
+    status = 503
+    code = "upstream_unreachable"
+    retry_after_s = 1
+
+
+class UpstreamDisconnected(UpstreamFault):
+    code = "upstream_disconnected"
+
+
+class UpstreamMalformed(UpstreamFault):
+    code = "bad_gateway"
+
+
+class UpstreamTimeout(UpstreamFault):
+    status = 504
+    code = "upstream_timeout"
+    outcome = Outcome.TIMEOUT

@@ -1,0 +1,244 @@
+"""One request, its answer and all that is learned about it.
+
+`Record` is the wide event: flat, versioned, written to the journal when the request is dispatched (OPENING), at most once a
+second while it streams (PROGRESS) and exactly once at its end (CLOSING). Everything that anyone looks at, a metric, a span, a
+ledger row, a report, is a projection of Records.
+
+`Exchange` is what the steps of the pipeline pass along: it owns the Record while it is being filled in, and the few things that
+only matter while the request runs. Steps write facts on it and do nothing else with it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from bisect import bisect_left
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from proxy.errors import Outcome, ProxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RECORD_VERSION = 1
+"""Version of the encoding below. Fields are only ever appended; a reader takes this version and the one before."""
+
+
+class Phase(IntEnum):
+    OPENING = 0
+    PROGRESS = 1
+    CLOSING = 2
+
+
+class UsageSource(IntEnum):
+    """Where the token counts come from."""
+
+    NONE = 0
+    ENGINE = 1
+    COUNTED = 2
+    ESTIMATED = 3
+
+
+INTER_TOKEN_BOUNDS_NS: tuple[int, ...] = tuple(
+    round(seconds * 1e9)
+    for seconds in (
+        *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4),
+        *(0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+    )
+)
+"""Upper bounds of the inter-token histogram, ns. A superset of vLLM's own for `vllm:inter_token_latency_seconds`, finer below
+50 ms, where a healthy 3090 lives. One more bucket than bounds."""
+
+
+class Attempt(msgspec.Struct, array_like=True, gc=False):
+    """One try on one backend. Times are ns after `Record.received_unix_ns`; 0 = not reached."""
+
+    backend: str
+    started_ns: int = 0
+    connected_ns: int = 0
+    first_byte_ns: int = 0
+    ended_ns: int = 0
+    status: int = 0
+    reused: bool = False
+    error: str = ""
+
+
+class EngineTimings(msgspec.Struct, array_like=True, gc=False):
+    """What the engine itself said of this request, ms; None = not said.
+
+    Source: vLLM's `metrics` block (`--enable-per-request-metrics`) or llama.cpp's `timings`.
+    """
+
+    queue_ms: float | None = None
+    time_to_first_token_ms: float | None = None
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+    mean_inter_token_ms: float | None = None
+
+
+class Record(msgspec.Struct, array_like=True):
+    """The wide event. Times are integer ns after `received_unix_ns` (monotonic differences); 0 = not reached."""
+
+    # identity
+    id: bytes
+    trace_id: bytes
+    span_id: int
+    received_unix_ns: int
+    operation: str = ""
+    parent_span_id: int = 0
+    trace_flags: int = 1
+    client_request_id: str = ""
+    key_id: str = ""
+    key_name: str = ""
+    # request
+    model: str = ""
+    stream: bool = False
+    choices: int = 1
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    user: str = ""
+    request_bytes: int = 0
+    # how it ended
+    status: int = 0
+    outcome: int = Outcome.OK
+    error_code: str = ""
+    error: str = ""
+    finish_reasons: list[str] = []
+    # where the time went
+    read_ns: int = 0
+    authenticated_ns: int = 0
+    admitted_ns: int = 0
+    sent_ns: int = 0
+    first_byte_ns: int = 0
+    first_token_ns: int = 0
+    first_content_ns: int = 0
+    last_token_ns: int = 0
+    upstream_ended_ns: int = 0
+    ended_ns: int = 0
+    # what came
+    chunks: int = 0
+    response_bytes: int = 0
+    unsent_bytes: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    usage_source: int = UsageSource.NONE
+    cost_nano: int = 0
+    currency: str = ""
+    inter_token_counts: list[int] = []
+    inter_token_sum_ns: int = 0
+    inter_token_max_ns: int = 0
+    attempts: list[Attempt] = []
+    engine: EngineTimings | None = None
+
+    @property
+    def backend(self) -> str:
+        """The backend that answered, or the last one tried; "" if none was."""
+        return self.attempts[-1].backend if self.attempts else ""
+
+    @property
+    def hex_id(self) -> str:
+        return self.id.hex()
+
+    def gap(self, now_ns: int) -> None:
+        """Count the time since the previous token; `now_ns` is an offset like every other time here."""
+        counts = self.inter_token_counts
+        if not counts:
+            counts = self.inter_token_counts = [0] * (len(INTER_TOKEN_BOUNDS_NS) + 1)
+        gap = now_ns - self.last_token_ns
+        counts[bisect_left(INTER_TOKEN_BOUNDS_NS, gap)] += 1
+        self.inter_token_sum_ns += gap
+        if gap > self.inter_token_max_ns:
+            self.inter_token_max_ns = gap
+        self.last_token_ns = now_ns
+
+    def proxy_added_ns(self) -> int:
+        """What the proxy itself added: from the whole request read to its dispatch, less waiting for connections, and from the
+        engine's last byte to the release of ours."""
+        if not self.sent_ns:
+            return max(0, self.ended_ns - self.read_ns)
+        connecting = sum(a.connected_ns - a.started_ns for a in self.attempts if a.connected_ns)
+        before = self.sent_ns - self.read_ns - connecting
+        after = self.ended_ns - self.upstream_ended_ns if self.upstream_ended_ns else 0
+        return max(0, before) + max(0, after)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Record)
+
+
+def encode_record(phase: Phase, record: Record) -> bytes:
+    """One byte of phase, sixteen of id, then the record in MessagePack: a reader learns what it is without decoding it."""
+    return _PHASES[phase] + record.id + _encoder.encode(record)
+
+
+def decode_record(payload: bytes) -> Record:
+    """Raises msgspec.MsgspecError if the payload isn't a record."""
+    return _decoder.decode(payload[17:])
+
+
+def peek_record(payload: bytes) -> tuple[int, bytes]:
+    """(phase, id) of an encoded record. Raises ValueError if it is too short to be one."""
+    if len(payload) < 18:
+        raise ValueError("a record has at least 18 bytes")
+    return payload[0], payload[1:17]
+
+
+_PHASES = tuple(bytes([phase]) for phase in Phase)
+
+_WALL_ANCHOR_NS = time.time_ns() - time.monotonic_ns()
+"""Wall clock minus monotonic clock, taken anew by `set_wall_anchor` so that a stepped clock is followed between requests."""
+
+
+def set_wall_anchor() -> None:
+    global _WALL_ANCHOR_NS
+    _WALL_ANCHOR_NS = time.time_ns() - time.monotonic_ns()
+
+
+def new_id(unix_ms: int) -> bytes:
+    """A UUID version 7 (RFC 9562 §5.7): sortable by time, 74 random bits. Not a secret."""
+    bits = random.getrandbits(74)
+    return (
+        (unix_ms & 0xFFFFFFFFFFFF) << 80 | 0x7000 << 64 | (bits >> 62) << 64 | 0x2 << 62 | (bits & 0x3FFFFFFFFFFFFFFF)
+    ).to_bytes(16, "big")
+
+
+def id_text(raw: bytes) -> str:
+    """The id in the usual 8-4-4-4-12 form."""
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class Exchange:
+    """One request while it runs. `record` is what will be kept of it."""
+
+    __slots__ = ("body", "error", "id_text", "operation", "origin_ns", "principal", "record", "request", "wake")
+
+    def __init__(self, origin_ns: int) -> None:
+        received = origin_ns + _WALL_ANCHOR_NS
+        identity = new_id(received // 1_000_000)
+        self.origin_ns = origin_ns
+        self.id_text = id_text(identity)
+        self.record = Record(identity, identity, random.getrandbits(63) | 1, received)
+        self.body = b""
+        self.error: ProxyError | None = None
+        self.wake: Callable[[], None] | None = None
+
+    def elapsed_ns(self) -> int:
+        """Now, as an offset from the request's first byte."""
+        return time.monotonic_ns() - self.origin_ns
+
+    def fail(self, error: ProxyError) -> None:
+        """Book the request as failed. The first error stays: what follows from it is not its cause."""
+        if self.error is not None:
+            return
+        self.error = error
+        record = self.record
+        record.outcome = error.outcome
+        record.error_code = error.error_code or error.type
+        record.error = error.message[:300]

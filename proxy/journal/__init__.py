@@ -1,0 +1,24 @@
+"""8 record: an append-only journal that a killed process can't lose.
+
+Theory of operation
+-------------------
+A *segment* is a file of one worker incarnation, preallocated, mapped into memory, with an `flock` held on it for as long as
+its writer lives. An append copies `length, crc32, payload` into the mapping: no system call, and the bytes are in the page
+cache, where `kill -9` doesn't reach them. `fdatasync` once a second, in a thread, bounds what a power cut can take.
+
+The crc covers length and payload, so a reader that meets a half-written frame sees a frame that isn't there yet. Of a dead
+writer such a frame is the end: whoever wrote it died before releasing the answer's last bytes.
+
+Names: `<incarnation>-<sequence>.seg`; a segment being prepared is `.next` and gets its name when it is needed. A segment that
+is full ends in an END mark and is cut to its length. The lock of an incarnation's newest segment is what says that it lives:
+process ids mean nothing across containers.
+
+`segment.py` has the bytes (no clock, no asyncio), `writer.py` appends, `reader.py` follows, `heartbeat.py` is the small live
+file beside them.
+"""
+
+from proxy.journal.heartbeat import Heartbeat, HeartbeatFile, read_heartbeats
+from proxy.journal.reader import Batch, Checkpoint, Tail
+from proxy.journal.writer import Journal, JournalFull
+
+__all__ = ["Batch", "Checkpoint", "Heartbeat", "HeartbeatFile", "Journal", "JournalFull", "Tail", "read_heartbeats"]

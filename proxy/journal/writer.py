@@ -1,0 +1,155 @@
+"""Appending: `Journal` belongs to one worker incarnation, is used from its event loop and never waits."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import secrets
+import threading
+import time
+import zlib
+from pathlib import Path
+
+from proxy.journal import segment
+from proxy.journal.segment import END, FRAME, FRAME_BYTES, HEADER_BYTES, SegmentName
+
+
+class JournalFull(Exception):
+    """No segment could be prepared (the disk is full, or not writable); the record was not kept."""
+
+
+class _Segment:
+    """One preallocated, mapped, locked file."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.posix_fallocate(fd, 0, size)
+            self.map = mmap.mmap(fd, size)
+        except BaseException:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            raise
+        self.fd = fd
+        self.map[:HEADER_BYTES] = segment.header()
+
+    def rename(self, name: str) -> None:
+        self.path = self.path.rename(self.path.with_name(name))
+
+    def close(self, length: int) -> None:
+        """Cut the file to what was written and let go of the lock: readers may finish it."""
+        self.map.close()
+        os.ftruncate(self.fd, length)
+        os.close(self.fd)
+
+    def discard(self) -> None:
+        self.map.close()
+        self.path.unlink(missing_ok=True)
+        os.close(self.fd)
+
+
+class Journal:
+    """The journal of one worker incarnation.
+
+    `append` costs about a microsecond and makes no system call, except when a segment is full. A thread prepares the next
+    segment before it is needed and syncs once a second, so a full disk is known one segment ahead (`full`).
+    """
+
+    def __init__(self, directory: Path, segment_bytes: int) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.incarnation = f"{time.time_ns():016x}{secrets.token_hex(4)}"
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._sequence = 0
+        self.unrecorded = 0
+        """Records that could not be kept since this incarnation began."""
+        self._next: _Segment | None = None
+        self._wanted = threading.Event()
+        self._closing = False
+        self._position = self._limit = self._alarm = 0
+        self._enter(self._prepare())
+        self._thread = threading.Thread(target=self._tend, name="journal", daemon=True)
+        self._thread.start()
+        self._wanted.set()
+
+    @property
+    def full(self) -> bool:
+        """There is no next segment and this one is three quarters written: the disk is full."""
+        return self._next is None and self._position > self._alarm
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(segment sequence, bytes written in it)."""
+        return self._sequence, self._position
+
+    def append(self, payload: bytes) -> None:
+        """Keep `payload`. When this returns it survives the process. Raises JournalFull, and counts, if it can't be kept."""
+        length = len(payload)
+        start = self._position
+        stop = start + FRAME_BYTES + length
+        if stop > self._limit:
+            self._rotate(length)
+            start = self._position
+            stop = start + FRAME_BYTES + length
+        mapping = self._map
+        mapping[start + FRAME_BYTES : stop] = payload
+        FRAME.pack_into(mapping, start, length, zlib.crc32(payload, length))
+        self._position = stop
+
+    def close(self) -> None:
+        """End the incarnation: the last segment gets its END mark and its lock is let go."""
+        self._closing = True
+        self._wanted.set()
+        self._thread.join()
+        self._finish(self._current)
+        if self._next is not None:
+            self._next.discard()
+
+    # -- segments --
+
+    def _prepare(self) -> _Segment:
+        return _Segment(self._directory / f"{self.incarnation}-{self._sequence + 1:06d}.next", self._segment_bytes)
+
+    def _enter(self, current: _Segment) -> None:
+        self._sequence += 1
+        current.rename(str(SegmentName(self.incarnation, self._sequence)))
+        self._current = current
+        self._map = current.map
+        self._position = HEADER_BYTES
+        self._limit = self._segment_bytes - FRAME_BYTES  # room for END
+        self._alarm = self._segment_bytes * 3 // 4
+
+    def _finish(self, current: _Segment) -> None:
+        FRAME.pack_into(current.map, self._position, END, 0)
+        current.close(self._position + FRAME_BYTES)
+
+    def _rotate(self, length: int) -> None:
+        following, self._next = self._next, None
+        if following is None or length + HEADER_BYTES + 2 * FRAME_BYTES > self._segment_bytes:
+            self._next = following
+            self.unrecorded += 1
+            self._wanted.set()
+            raise JournalFull("no room for a record")
+        finished, position = self._current, self._position
+        self._enter(following)  # the new segment is visible before the old one ends
+        FRAME.pack_into(finished.map, position, END, 0)
+        finished.close(position + FRAME_BYTES)
+        self._wanted.set()
+
+    def _tend(self) -> None:
+        """The thread: prepares the next segment, syncs the current one."""
+        while not self._closing:
+            self._wanted.wait(timeout=1.0)
+            self._wanted.clear()
+            if self._next is None and not self._closing:
+                try:
+                    self._next = self._prepare()
+                except OSError:
+                    self._next = None  # `full` tells, and the next second tries again
+            try:
+                os.fdatasync(self._current.fd)
+            except OSError:
+                continue  # the segment was rotated away under us; its successor is synced next time
