@@ -8,12 +8,14 @@
     │   ├── MethodNotAllowed       405
     │   ├── BodyTooLarge           413
     │   ├── HeadersTooLarge        431
+    │   ├── EngineRefused          as the engine answered (4xx; its own words went to the client)
     │   └── ClientGone             499  (nobody is left to read it)
     ├── ProxyFault             we must change something
     │   ├── InternalError          500
     │   ├── NotReady               503  (no snapshot yet, journal full)
     │   └── ShuttingDown           503
     └── UpstreamFault          the engine failed
+        ├── EngineFailed           as the engine answered (5xx, 429, an error event in a stream)
         ├── UpstreamUnreachable    503
         ├── UpstreamDisconnected   502
         ├── UpstreamMalformed      502
@@ -113,6 +115,10 @@ class ClientGone(ClientFault):
     outcome = Outcome.CLIENT_GONE
 
 
+class EngineRefused(ClientFault):
+    """The engine found fault with the request. For the record: the client has the engine's own answer."""
+
+
 class ProxyFault(ProxyError):
     pass
 
@@ -141,6 +147,10 @@ class UpstreamFault(ProxyError):
     status = 502
     type = "upstream_error"
     outcome = Outcome.UPSTREAM_ERROR
+
+
+class EngineFailed(UpstreamFault):
+    """The engine answered with an error. For the record: the client has the engine's own answer."""
 
 
 class UpstreamUnreachable(UpstreamFault):

@@ -21,7 +21,10 @@ import msgspec
 from proxy.errors import Outcome, ProxyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from proxy.flow import Flow
+    from proxy.relay.call import Call
+    from proxy.snapshot import Principal, Snapshot
+    from proxy.wire.operation import Operation
 
 RECORD_VERSION = 1
 """Version of the encoding below. Fields are only ever appended; a reader takes this version and the one before."""
@@ -203,35 +206,66 @@ def set_wall_anchor() -> None:
 def new_id(unix_ms: int) -> bytes:
     """A UUID version 7 (RFC 9562 §5.7): sortable by time, 74 random bits. Not a secret."""
     bits = random.getrandbits(74)
-    return (
-        (unix_ms & 0xFFFFFFFFFFFF) << 80 | 0x7000 << 64 | (bits >> 62) << 64 | 0x2 << 62 | (bits & 0x3FFFFFFFFFFFFFFF)
-    ).to_bytes(16, "big")
+    return (unix_ms << 80 | 0x7000 << 64 | bits >> 62 << 64 | 0x2 << 62 | bits & 0x3FFFFFFFFFFFFFFF).to_bytes(16, "big")
 
 
-def id_text(raw: bytes) -> str:
-    """The id in the usual 8-4-4-4-12 form."""
-    text = raw.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+class Remembered:
+    """What a connection remembers of its last successful authentication."""
+
+    __slots__ = ("authorization", "principal", "snapshot")
+
+    def __init__(self) -> None:
+        self.authorization: bytes | None = None
+        self.principal: Principal | None = None
+        self.snapshot: Snapshot | None = None
 
 
 class Exchange:
-    """One request while it runs. `record` is what will be kept of it."""
+    """One request while it runs. `record` is what will be kept of it.
 
-    __slots__ = ("body", "error", "id_text", "operation", "origin_ns", "principal", "record", "request", "wake")
+    `hex_id` is the request's id as the client and the engine see it: the UUID's 32 hex digits, which is also the trace id where the
+    caller brought none. Attributes start as the class has them: most requests never set most of them.
+    """
 
-    def __init__(self, origin_ns: int) -> None:
+    tracestate = ""
+    """The caller's, as a header line."""
+    operation: Operation | None = None
+    principal: Principal | None = None
+    call: Call | None = None
+    error: ProxyError | None = None
+    progress_chunks = 0
+    """Chunks at the last progress record."""
+
+    def __init__(
+        self,
+        origin_ns: int,
+        method: bytes,
+        target: bytes,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        remembered: Remembered,
+        flow: Flow,
+    ) -> None:
         received = origin_ns + _WALL_ANCHOR_NS
         identity = new_id(received // 1_000_000)
         self.origin_ns = origin_ns
-        self.id_text = id_text(identity)
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body = body
+        self.remembered = remembered
+        self.flow = flow
+        self.hex_id = self.trace = identity.hex()
         self.record = Record(identity, identity, random.getrandbits(63) | 1, received)
-        self.body = b""
-        self.error: ProxyError | None = None
-        self.wake: Callable[[], None] | None = None
 
     def elapsed_ns(self) -> int:
         """Now, as an offset from the request's first byte."""
         return time.monotonic_ns() - self.origin_ns
+
+    @property
+    def accepted(self) -> bool:
+        """Authenticated: from there on the request is one row of the ledger, however it ends."""
+        return self.principal is not None
 
     def fail(self, error: ProxyError) -> None:
         """Book the request as failed. The first error stays: what follows from it is not its cause."""

@@ -165,6 +165,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.state_path / "journal"
 
     @property
+    def content_path(self) -> Path:
+        return self.state_path / "content"
+
+    @property
     def snapshot_path(self) -> Path:
         return self.state_path / "snapshot"
 
@@ -231,6 +235,8 @@ def _explain(text: str, mapping: object) -> str:
     if unknown := _UNKNOWN.search(what):
         allowed = ", ".join(sorted(section.__struct_fields__)) if hasattr(section, "__struct_fields__") else "none"
         return f"{field}: there is no setting {unknown[1]!r} here; allowed: {allowed}"
+    if field == "the file" and ":" in what:
+        return what  # a check over several fields, which names its own
     if isinstance(value, dict | list) or value is None:
         return f"{field}: {what}"
     return f"{field}: {value!r} is not allowed: {what}"

@@ -13,12 +13,26 @@ Names: `<incarnation>-<sequence>.seg`; a segment being prepared is `.next` and g
 is full ends in an END mark and is cut to its length. The lock of an incarnation's newest segment is what says that it lives:
 process ids mean nothing across containers.
 
-`segment.py` has the bytes (no clock, no asyncio), `writer.py` appends, `reader.py` follows, `heartbeat.py` is the small live
-file beside them.
+`segment.py` has the bytes (no clock, no asyncio), `writer.py` appends, `reader.py` follows, `content.py` is the frame of a
+captured prompt and answer (in a journal of their own, which is dropped first), `heartbeat.py` is the small live file beside them.
 """
 
-from proxy.journal.heartbeat import Heartbeat, HeartbeatFile, read_heartbeats
+from proxy.journal.content import Content, decode_content, encode_content
+from proxy.journal.heartbeat import Heartbeat, HeartbeatFile, read_heartbeats, remove_heartbeat
 from proxy.journal.reader import Batch, Checkpoint, Tail
 from proxy.journal.writer import Journal, JournalFull
 
-__all__ = ["Batch", "Checkpoint", "Heartbeat", "HeartbeatFile", "Journal", "JournalFull", "Tail", "read_heartbeats"]
+__all__ = [
+    "Batch",
+    "Checkpoint",
+    "Content",
+    "Heartbeat",
+    "HeartbeatFile",
+    "Journal",
+    "JournalFull",
+    "Tail",
+    "decode_content",
+    "encode_content",
+    "read_heartbeats",
+    "remove_heartbeat",
+]

@@ -1,12 +1,13 @@
 """The live view of a worker: a small file, mapped, overwritten a few times a second.
 
 It doesn't go through the journal, so that a backlog there never makes it stale. `flock` is held on it while the worker lives.
-Layout: u32 length, u32 crc32, MessagePack. A torn read fails its crc and is tried again by the reader at its next look.
+Layout: u32 length, u32 crc32, MessagePack. A torn read fails its crc and is tried again.
+
+What a dead worker said last stays until the collector has kept it: looking changes nothing, `remove_heartbeat` does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
@@ -18,6 +19,7 @@ import msgspec
 
 _HEAD = struct.Struct("<II")
 _SIZE = 16 * 1024
+_LOOKS = 3
 
 
 class Heartbeat(msgspec.Struct):
@@ -65,39 +67,52 @@ class HeartbeatFile:
         _HEAD.pack_into(self._map, 0, len(payload), zlib.crc32(payload))
 
     def close(self) -> None:
-        """Let go of the lock. The file stays for one more look; the reader removes it."""
+        """Let go of the lock. The file stays: it holds the last word."""
         self._map.close()
         os.close(self._fd)
 
 
 def read_heartbeats(directory: Path) -> list[Heartbeat]:
-    """What the workers say. A worker that has gone is read once more (`alive=False`, nothing in flight), then its file is
-    removed: there is one reader, the collector."""
-    beats = []
-    for path in sorted(directory.glob("*.heartbeat")):
-        with contextlib.suppress(FileNotFoundError):
-            if (beat := _read(path)) is not None:
-                beats.append(beat)
-    return beats
+    """What the workers say, oldest incarnation first; of one that has gone its last word (`alive=False`, nothing in flight)."""
+    return [beat for path in sorted(directory.glob("*.heartbeat")) if (beat := _read(path)) is not None]
+
+
+def remove_heartbeat(directory: Path, incarnation: str) -> None:
+    """Delete the last word of a worker that has gone."""
+    (directory / f"{incarnation}.heartbeat").unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Heartbeat | None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alive = False
-            path.unlink(missing_ok=True)
-        except BlockingIOError:
-            alive = True
-        data = os.pread(fd, _SIZE, 0)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        alive = _is_locked(fd)  # before the last look: whatever a dead writer wrote is there by then
+        looks = (_decode(os.pread(fd, _SIZE, 0)) for _ in range(_LOOKS))
+        beat = next((beat for beat in looks if beat is not None), None)
     finally:
         os.close(fd)
+    if beat is not None and not alive:
+        beat.alive, beat.in_flight, beat.in_flight_by_backend, beat.connections = False, 0, {}, 0
+    return beat
+
+
+def _is_locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _decode(data: bytes) -> Heartbeat | None:
+    """None if it is torn, empty or another version's."""
     length, crc = _HEAD.unpack_from(data.ljust(_HEAD.size, b"\0"))
     payload = data[_HEAD.size : _HEAD.size + length]
     if not length or zlib.crc32(payload) != crc:
         return None
-    beat = _decoder.decode(payload)
-    if not alive:
-        beat.alive, beat.in_flight, beat.in_flight_by_backend, beat.connections = False, 0, {}, 0
-    return beat
+    try:
+        return _decoder.decode(payload)
+    except msgspec.MsgspecError:
+        return None

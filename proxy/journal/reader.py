@@ -5,13 +5,18 @@ made of them. A poll changes nothing: a sink that fails to store a batch asks ag
 
 A checkpoint holds a position per segment and the last word of every request that is still open, so that a request whose worker
 died is closed exactly once, as `crashed`, with the tokens seen, also across restarts of the collector.
+
+Of a dead writer's segment a torn last frame is the normal end: only its length is missing. Bytes that should be a frame and
+aren't one are damage: it is reported, what precedes it counts, and the file is put aside instead of deleted.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
+from enum import Enum, auto
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +26,12 @@ import msgspec
 from proxy.errors import Outcome
 from proxy.exchange import Phase, Record, decode_record, peek_record
 from proxy.journal import segment
-from proxy.journal.segment import HEADER_BYTES, SegmentName
+from proxy.journal.segment import FRAME, FRAME_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, SegmentName
 
+FIRST_READ_BYTES = 16 * 1024
 READ_BYTES = 1024 * 1024
+ABANDONED_SECONDS = 60.0
+"""A segment that was being prepared and that nobody holds is left over when it is older than this."""
 
 
 class Checkpoint(msgspec.Struct, array_like=True):
@@ -33,16 +41,20 @@ class Checkpoint(msgspec.Struct, array_like=True):
     done: set[str] = set()
     open: dict[str, dict[bytes, bytes]] = {}
     """incarnation → id → the latest encoded record of a request that hasn't ended."""
+    damaged: set[str] = set()
+    """Segments with bytes that couldn't be read."""
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)
 
     @classmethod
     def decode(cls, data: bytes) -> Checkpoint:
+        """Raises msgspec.MsgspecError if `data` isn't a checkpoint."""
         return msgspec.msgpack.decode(data, type=cls)
 
     def copy(self) -> Checkpoint:
-        return Checkpoint(dict(self.positions), set(self.done), {name: dict(ids) for name, ids in self.open.items()})
+        requests = {name: dict(ids) for name, ids in self.open.items()}
+        return Checkpoint(dict(self.positions), set(self.done), requests, set(self.damaged))
 
 
 class Batch(NamedTuple):
@@ -52,7 +64,15 @@ class Batch(NamedTuple):
     more: bool
     """There is probably more to read at once."""
     corrupt: list[str]
-    """Segments that couldn't be read to the end, with the reason; they count as done and their files stay."""
+    """What couldn't be read, `<segment>: <reason>`. Such a segment ends there, and `Tail.remove` puts it aside."""
+
+
+class _Read(Enum):
+    """Why reading a segment stopped."""
+
+    ENDED = auto()
+    CAUGHT_UP = auto()
+    LIMIT = auto()
 
 
 class Tail:
@@ -69,119 +89,64 @@ class Tail:
             return []
         return sorted(name for text in names if (name := SegmentName.parse(text)) is not None)
 
+    def damaged(self) -> list[str]:
+        """The segments that were put aside, for a person to look at."""
+        return sorted(path.name for path in self._directory.glob("*.damaged"))
+
     def poll(self, checkpoint: Checkpoint, limit: int = 2000) -> Batch:
         """Up to about `limit` ended requests after `checkpoint`."""
-        after = checkpoint.copy()
-        records: list[Record] = []
-        corrupt: list[str] = []
-        more = False
         present = self.segments()
-        _forget(after, {str(name) for name in present})
+        reading = _Reading(self, checkpoint.copy(), limit)
+        _forget(reading.after, {str(name) for name in present})
         for incarnation, names in groupby(present, key=lambda name: name.incarnation):
-            if more:
-                break
-            more = self._follow(incarnation, list(names), after, records, corrupt, limit)
-        return Batch(records, after, more, corrupt)
+            if not reading.follow(incarnation, list(names)):
+                return reading.batch(more=True)
+        if gone := reading.after.open.keys() - {name.incarnation for name in present}:
+            for incarnation in gone - {name.incarnation for name in self.segments()}:
+                reading.close(incarnation)  # somebody took its segments away; a living worker always has one
+        return reading.batch(more=False)
 
-    def _follow(
-        self,
-        incarnation: str,
-        names: list[SegmentName],
-        after: Checkpoint,
-        records: list[Record],
-        corrupt: list[str],
-        limit: int,
-    ) -> bool:
-        """Read on in one incarnation; True if `limit` stopped us. Closes its open requests if it is dead."""
-        for name in names:
-            if str(name) in after.done:
-                continue
-            # The lock first, then the last look: whatever a dead writer wrote is there by then.
-            dead = self._is_dead(name)
-            ended, full = self._drain(name, after, records, corrupt, limit)
-            if full:
-                return True
-            if not (ended or dead):
-                return False
-            after.done.add(str(name))
-            after.positions.pop(str(name), None)
-        newest = [name for name in self.segments() if name.incarnation == incarnation]
-        if incarnation in after.open and newest == names and self._is_dead(names[-1]):
-            for payload in after.open.pop(incarnation).values():
-                records.append(_crashed(payload))
-        return False
+    def path(self, name: SegmentName) -> Path:
+        return self._directory / str(name)
 
-    def _drain(
-        self, name: SegmentName, after: Checkpoint, records: list[Record], corrupt: list[str], limit: int
-    ) -> tuple[bool, bool]:
-        """→ (the segment has ended, `limit` was reached)."""
-        text = str(name)
-        try:
-            fd = os.open(self._directory / text, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return True, False
-        try:
-            position = after.positions.get(text, 0)
-            if position == 0:
-                try:
-                    segment.check_header(os.pread(fd, HEADER_BYTES, 0))
-                except segment.Corrupt as error:
-                    corrupt.append(f"{text}: {error}")
-                    return True, False
-                position = HEADER_BYTES
-            open_requests = after.open.setdefault(name.incarnation, {})
-            size = READ_BYTES
-            while True:
-                payloads, consumed, ended = segment.parse(os.pread(fd, size, position))
-                for payload in payloads:
-                    _apply(payload, open_requests, records)
-                position += consumed
-                after.positions[text] = position
-                if ended:
-                    return True, False
-                if not consumed:
-                    if size >= segment.MAX_FRAME_BYTES or not _frame_is_longer(fd, position, size):
-                        return False, False
-                    size = segment.MAX_FRAME_BYTES + segment.FRAME_BYTES
-                if len(records) >= limit:
-                    return False, True
-        finally:
-            os.close(fd)
-            if not after.open.get(name.incarnation, True):
-                del after.open[name.incarnation]
-
-    def _is_dead(self, name: SegmentName) -> bool:
+    def is_dead(self, name: SegmentName) -> bool:
         """Nobody holds the segment's lock: its writer has finished it, or died."""
-        try:
-            fd = os.open(self._directory / str(name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+        return not _is_locked(self.path(name))
 
     def remove(self, checkpoints: list[Checkpoint]) -> None:
         """Delete what every sink has stored for good: segments done in all `checkpoints`, and what the dead had prepared."""
+        self.remove_abandoned()
+        if not checkpoints:
+            return
         present = self.segments()
         newest = {name.incarnation: name for name in present}
         needed = {incarnation for checkpoint in checkpoints for incarnation in checkpoint.open}
+        damaged = {text for checkpoint in checkpoints for text in checkpoint.damaged}
         for name in present:
-            if name.incarnation in needed or not all(str(name) in checkpoint.done for checkpoint in checkpoints):
+            if not all(str(name) in checkpoint.done for checkpoint in checkpoints):
                 continue
-            # The newest segment of a living incarnation stays: its lock is what says that it lives.
-            if name != newest[name.incarnation] or self._is_dead(name):
-                (self._directory / str(name)).unlink(missing_ok=True)
-        for path in self._directory.glob("*.next"):
-            current = newest.get(path.name.partition("-")[0])
-            if current is not None and self._is_dead(current):
+            # The newest segment says whether its incarnation lives, as long as anybody asks.
+            if name == newest[name.incarnation] and (name.incarnation in needed or not self.is_dead(name)):
+                continue
+            path = self.path(name)
+            if str(name) in damaged:
+                path.replace(path.with_name(f"{name}.damaged"))
+            else:
                 path.unlink(missing_ok=True)
 
+    def remove_abandoned(self) -> None:
+        """Delete what the dead had prepared and never used."""
+        before = time.time() - ABANDONED_SECONDS
+        for path in self._directory.glob("*.next"):
+            try:
+                if path.stat().st_mtime < before and not _is_locked(path):
+                    path.unlink()
+            except FileNotFoundError:
+                continue  # it got its name in the meantime
+
     def unread_bytes(self, checkpoint: Checkpoint, written: dict[str, tuple[int, int]]) -> int:
-        """How far `checkpoint` is behind; `written`: incarnation → (segment, position) of the living, from their heartbeats."""
+        """How far `checkpoint` is behind. `written`: incarnation → (segment, position), from the heartbeats: what is written of a
+        segment can't be told from its size."""
         return sum(size - position for position, size in self._extents(checkpoint, written) if size > position)
 
     def _extents(self, checkpoint: Checkpoint, written: dict[str, tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -189,24 +154,111 @@ class Tail:
             if str(name) in checkpoint.done:
                 continue
             position = checkpoint.positions.get(str(name), HEADER_BYTES)
-            sequence, current = written.get(name.incarnation, (-1, 0))
-            if sequence == name.sequence:
+            sequence, current = written.get(name.incarnation, (name.sequence + 1, 0))
+            if name.sequence == sequence:
                 yield position, current
-            elif name.incarnation in written:
-                yield position, _size(self._directory / str(name))
+            elif name.sequence < sequence:
+                yield position, _size(self.path(name))
 
 
-def _apply(payload: bytes, open_requests: dict[bytes, bytes], records: list[Record]) -> None:
-    phase, identity = peek_record(payload)
-    if phase == Phase.CLOSING:
-        open_requests.pop(identity, None)
-        records.append(decode_record(payload))
-    else:
-        open_requests[identity] = payload
+class _Reading:
+    """One poll: what it has found so far."""
+
+    def __init__(self, tail: Tail, after: Checkpoint, limit: int) -> None:
+        self._tail = tail
+        self._limit = limit
+        self._records: list[Record] = []
+        self._corrupt: list[str] = []
+        self.after = after
+
+    def batch(self, more: bool) -> Batch:
+        return Batch(self._records, self.after, more, self._corrupt)
+
+    def follow(self, incarnation: str, names: list[SegmentName]) -> bool:
+        """Read on in one incarnation; False if the limit stopped us. Closes its open requests if it is dead."""
+        for name in names:
+            if str(name) in self.after.done:
+                continue
+            if len(self._records) >= self._limit:
+                return False
+            # The lock first, then the last look: whatever a dead writer wrote is there by then.
+            dead = self._tail.is_dead(name)
+            stopped = self._drain(name, dead)
+            if stopped is _Read.LIMIT:
+                return False
+            if stopped is _Read.CAUGHT_UP and not dead:
+                return True
+            self.after.done.add(str(name))
+            self.after.positions.pop(str(name), None)
+        newest = [name for name in self._tail.segments() if name.incarnation == incarnation]
+        if incarnation in self.after.open and newest == names and self._tail.is_dead(names[-1]):
+            self.close(incarnation)
+        return True
+
+    def close(self, incarnation: str) -> None:
+        """Its worker is dead: what it left open has ended."""
+        for payload in self.after.open.pop(incarnation).values():
+            try:
+                self._records.append(_crashed(decode_record(payload)))
+            except msgspec.MsgspecError as error:
+                self._corrupt.append(f"{incarnation}: the last word of a request isn't a record: {error}")
+
+    def _drain(self, name: SegmentName, dead: bool) -> _Read:
+        try:
+            fd = os.open(self._tail.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return _Read.ENDED
+        try:
+            return self._read(fd, name, dead)
+        except segment.Corrupt as error:
+            self._damage(name, str(error))
+            return _Read.ENDED
+        finally:
+            os.close(fd)
+            if not self.after.open.get(name.incarnation, True):
+                del self.after.open[name.incarnation]
+
+    def _read(self, fd: int, name: SegmentName, dead: bool) -> _Read:
+        text = str(name)
+        position = self.after.positions.get(text, 0)
+        if position == 0:
+            segment.check_header(os.pread(fd, HEADER_BYTES, 0))
+            position = self.after.positions[text] = HEADER_BYTES
+        size = FIRST_READ_BYTES
+        while True:
+            payloads, consumed, ended = read_frames(fd, position, size)
+            for payload in payloads:
+                self._apply(payload, name)
+            position += consumed
+            self.after.positions[text] = position
+            if ended:
+                return _Read.ENDED
+            if len(self._records) >= self._limit:
+                return _Read.LIMIT
+            if not consumed:
+                if dead and _length_at(fd, position):
+                    raise segment.Corrupt(f"no frame at byte {position}")
+                return _Read.CAUGHT_UP
+            size = READ_BYTES
+
+    def _apply(self, payload: bytes, name: SegmentName) -> None:
+        open_requests = self.after.open.setdefault(name.incarnation, {})
+        try:
+            phase, identity = peek_record(payload)
+            if phase == Phase.CLOSING:
+                self._records.append(decode_record(payload))
+                open_requests.pop(identity, None)
+            else:
+                open_requests[identity] = payload
+        except (ValueError, msgspec.MsgspecError) as error:
+            self._damage(name, f"a frame that isn't a record: {error}")
+
+    def _damage(self, name: SegmentName, reason: str) -> None:
+        self.after.damaged.add(str(name))
+        self._corrupt.append(f"{name}: {reason}")
 
 
-def _crashed(payload: bytes) -> Record:
-    record = decode_record(payload)
+def _crashed(record: Record) -> Record:
     record.outcome = Outcome.CRASHED
     record.error_code = "worker_crashed"
     record.error = "The proxy's worker process died while the request was running."
@@ -217,16 +269,37 @@ def _crashed(payload: bytes) -> Record:
 
 def _forget(checkpoint: Checkpoint, present: set[str]) -> None:
     checkpoint.done &= present
+    checkpoint.damaged &= present
     for name in [name for name in checkpoint.positions if name not in present]:
         del checkpoint.positions[name]
 
 
-def _frame_is_longer(fd: int, position: int, size: int) -> bool:
-    head = os.pread(fd, segment.FRAME_BYTES, position)
-    if len(head) < segment.FRAME_BYTES:
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
-    length: int = segment.FRAME.unpack(head)[0]
-    return size - segment.FRAME_BYTES < length <= segment.MAX_FRAME_BYTES
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def read_frames(fd: int, position: int, size: int = READ_BYTES) -> tuple[list[bytes], int, bool]:
+    """Whole frames from `position` on, about `size` bytes of them → (payloads, bytes consumed, END seen)."""
+    found = segment.parse(os.pread(fd, size, position))
+    if not found[0] and not found[2] and size - FRAME_BYTES < (length := _length_at(fd, position)) <= MAX_FRAME_BYTES:
+        return segment.parse(os.pread(fd, FRAME_BYTES + length, position))  # one frame longer than `size`
+    return found
+
+
+def _length_at(fd: int, position: int) -> int:
+    """The length of the frame there; 0 if nothing was written."""
+    head = os.pread(fd, FRAME_BYTES, position)
+    return int(FRAME.unpack(head)[0]) if len(head) == FRAME_BYTES else len(head.strip(b"\0"))
 
 
 def _size(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -10,9 +11,13 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import NoReturn
 
 from proxy.journal import segment
-from proxy.journal.segment import END, FRAME, FRAME_BYTES, HEADER_BYTES, SegmentName
+from proxy.journal.segment import END, FRAME, FRAME_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, SegmentName
+
+_OVERHEAD = HEADER_BYTES + 2 * FRAME_BYTES
+"""What a segment holds besides one record: its header, the record's frame, END."""
 
 
 class JournalFull(Exception):
@@ -40,10 +45,13 @@ class _Segment:
         self.path = self.path.rename(self.path.with_name(name))
 
     def close(self, length: int) -> None:
-        """Cut the file to what was written and let go of the lock: readers may finish it."""
+        """Cut the file to what was written, make sure of it and let go of the lock: readers may finish it."""
         self.map.close()
-        os.ftruncate(self.fd, length)
-        os.close(self.fd)
+        try:
+            os.ftruncate(self.fd, length)
+            os.fdatasync(self.fd)
+        finally:
+            os.close(self.fd)
 
     def discard(self) -> None:
         self.map.close()
@@ -67,6 +75,8 @@ class Journal:
         self.unrecorded = 0
         """Records that could not be kept since this incarnation began."""
         self._next: _Segment | None = None
+        self._ended: list[tuple[_Segment, int]] = []
+        """Segments that have their END mark and the length to which the thread cuts them."""
         self._wanted = threading.Event()
         self._closing = False
         self._position = self._limit = self._alarm = 0
@@ -90,7 +100,7 @@ class Journal:
         length = len(payload)
         start = self._position
         stop = start + FRAME_BYTES + length
-        if stop > self._limit:
+        if stop > self._limit or not 0 < length <= MAX_FRAME_BYTES:
             self._rotate(length)
             start = self._position
             stop = start + FRAME_BYTES + length
@@ -104,7 +114,8 @@ class Journal:
         self._closing = True
         self._wanted.set()
         self._thread.join()
-        self._finish(self._current)
+        self._end(self._current, self._position)
+        self._close_ended()
         if self._next is not None:
             self._next.discard()
 
@@ -114,42 +125,52 @@ class Journal:
         return _Segment(self._directory / f"{self.incarnation}-{self._sequence + 1:06d}.next", self._segment_bytes)
 
     def _enter(self, current: _Segment) -> None:
+        current.rename(str(SegmentName(self.incarnation, self._sequence + 1)))
         self._sequence += 1
-        current.rename(str(SegmentName(self.incarnation, self._sequence)))
         self._current = current
         self._map = current.map
         self._position = HEADER_BYTES
         self._limit = self._segment_bytes - FRAME_BYTES  # room for END
         self._alarm = self._segment_bytes * 3 // 4
 
-    def _finish(self, current: _Segment) -> None:
-        FRAME.pack_into(current.map, self._position, END, 0)
-        current.close(self._position + FRAME_BYTES)
+    def _end(self, finished: _Segment, position: int) -> None:
+        FRAME.pack_into(finished.map, position, END, 0)
+        self._ended.append((finished, position + FRAME_BYTES))
 
     def _rotate(self, length: int) -> None:
-        following, self._next = self._next, None
-        if following is None or length + HEADER_BYTES + 2 * FRAME_BYTES > self._segment_bytes:
+        following, finished, position = self._next, self._current, self._position
+        if following is None or not 0 < length <= min(MAX_FRAME_BYTES, self._segment_bytes - _OVERHEAD):
+            self._refuse("no room for a record")
+        self._next = None
+        try:
+            self._enter(following)  # the new segment is visible before the old one ends
+        except OSError as error:
             self._next = following
-            self.unrecorded += 1
-            self._wanted.set()
-            raise JournalFull("no room for a record")
-        finished, position = self._current, self._position
-        self._enter(following)  # the new segment is visible before the old one ends
-        FRAME.pack_into(finished.map, position, END, 0)
-        finished.close(position + FRAME_BYTES)
+            self._refuse(str(error))
+        self._end(finished, position)
         self._wanted.set()
 
+    def _refuse(self, reason: str) -> NoReturn:
+        self.unrecorded += 1
+        self._wanted.set()
+        raise JournalFull(reason)
+
     def _tend(self) -> None:
-        """The thread: prepares the next segment, syncs the current one."""
+        """The thread: closes what has ended, prepares the next segment, syncs the current one."""
         while not self._closing:
             self._wanted.wait(timeout=1.0)
             self._wanted.clear()
+            self._close_ended()
             if self._next is None and not self._closing:
                 try:
                     self._next = self._prepare()
                 except OSError:
                     self._next = None  # `full` tells, and the next second tries again
-            try:
+            with contextlib.suppress(OSError):
                 os.fdatasync(self._current.fd)
-            except OSError:
-                continue  # the segment was rotated away under us; its successor is synced next time
+
+    def _close_ended(self) -> None:
+        while self._ended:
+            finished, length = self._ended.pop(0)
+            with contextlib.suppress(OSError):  # the END mark is there; a reader doesn't need the cut
+                finished.close(length)

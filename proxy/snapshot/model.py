@@ -41,7 +41,7 @@ class Model(msgspec.Struct, array_like=True, frozen=True):
     input_pico: int = 0
     cached_input_pico: int = 0
     output_pico: int = 0
-    card: msgspec.Raw = msgspec.Raw(b"null")
+    card: bytes = b"null"
     """The engine's own entry in `GET /v1/models`, as the engine wrote it (JSON)."""
 
 
@@ -72,7 +72,7 @@ class Snapshot:
         self.backends = file.backends
         self._keys = file.keys
         self._principals: dict[bytes, Principal] = {}
-        cards = [bytes(model.card) for model in file.models.values()]
+        cards = [model.card for model in file.models.values()]
         self.models_json = b'{"object":"list","data":[' + b",".join(cards) + b"]}"
 
     def principal(self, key_hash: bytes) -> Principal | None:

@@ -1,0 +1,17 @@
+"""7 account: what a request cost. Integers only: pico-units per token, nano-units per row, rounded once, half up."""
+
+from __future__ import annotations
+
+from proxy.exchange import Record
+from proxy.snapshot import Model
+
+
+def price(record: Record, model: Model | None, currency: str) -> None:
+    """Write the cost on the record. Cached input is part of input and has its own price; a request that never reached a model,
+    or whose model has no price, costs nothing."""
+    if model is None:
+        return
+    fresh = record.input_tokens - record.cached_tokens
+    pico = fresh * model.input_pico + record.cached_tokens * model.cached_input_pico + record.output_tokens * model.output_pico
+    record.cost_nano = (pico + 500) // 1000
+    record.currency = currency

@@ -1,0 +1,240 @@
+"""A client's connection: requests in, in order; one runs at a time.
+
+Reading is never paused while a request runs, or its client's leaving would go unnoticed; what a client sends ahead of its turn is
+bounded instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import httptools
+
+from proxy.errors import BodyTooLarge, ClientGone, HeadersTooLarge, InvalidRequest, ProxyError
+from proxy.exchange import Exchange, Remembered
+from proxy.flow import Flow
+from proxy.reply import Reply
+
+if TYPE_CHECKING:
+    from proxy.listener.server import Server
+
+_WANTED = frozenset((b"authorization", b"x-request-id", b"traceparent", b"tracestate", b"expect"))
+_SEND_BUFFER_BYTES = 64 * 1024
+"""Small, so that a reader who stopped is felt after kilobytes and not after megabytes."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+_Request = tuple[int, bytes, bytes, dict[bytes, bytes], bytes, bool, bool]
+"""A request that has been read: the arguments of `ClientConnection._start`."""
+
+
+class ClientConnection(asyncio.Protocol):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        # for the life of the connection
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpRequestParser(self)
+        self.remembered = Remembered()
+        self.active_ns = time.monotonic_ns()
+        """When a byte last came or an answer last ended."""
+        self._refused = False
+        self._waiting: deque[_Request] = deque()
+        self._ahead_bytes = 0
+        # for the request being read
+        self._reading = False
+        self._origin_ns = 0
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
+        self._in_head = False
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._keep_alive = True
+        self._http_1_0 = False
+        # for the one that runs
+        self._exchange: Exchange | None = None
+        self._reply: Reply | None = None
+
+    # -- asyncio.Protocol --
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # TCP: a Transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self._server.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.active_ns = time.monotonic_ns()
+        if self._refused:
+            return
+        if self._exchange is not None and not self._may_send_ahead(len(data)):
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # An offer of another protocol (Java's client offers h2c by default): the request was read, the offer is ignored.
+            self._parser = httptools.HttpRequestParser(self)
+            if rest := data[upgrade.args[0] :]:
+                self.data_received(rest)
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if not isinstance(cause, ProxyError):
+                raise
+            self._refuse(cause)
+        except httptools.HttpParserError as error:
+            self._refuse(InvalidRequest(f"The request isn't valid HTTP/1.1: {error}."))
+        if self._in_head:
+            self._bound_head(len(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._waiting.clear()
+        if self._exchange is not None:
+            self._exchange.flow.interrupt(ClientGone("The client closed the connection before its answer was complete."))
+
+    def pause_writing(self) -> None:
+        if self._reply is not None:
+            self._reply.pause(time.monotonic_ns())
+
+    def resume_writing(self) -> None:
+        if self._reply is not None:
+            self._reply.resume()
+
+    # -- httptools --
+
+    def on_message_begin(self) -> None:
+        self._reading = self._in_head = True
+        self._origin_ns = self.active_ns
+        self._target = b""
+        self._headers = {}
+        self._head_bytes = 0
+        self._body = []
+        self._body_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name in _WANTED:
+            self._headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        parser = self._parser
+        self._keep_alive = parser.should_keep_alive()
+        self._http_1_0 = parser.get_http_version() == "1.0"
+        if b"expect" in self._headers and self._headers[b"expect"].lower() == b"100-continue" and self._exchange is None:
+            self._transport.write(_CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        limit = self._server.settings.limits.body_bytes
+        if self._body_bytes > limit:
+            raise BodyTooLarge(f"The request body is larger than {limit} bytes.")
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        self._reading = False
+        body = self._body
+        whole = body[0] if len(body) == 1 else b"".join(body)
+        method = self._parser.get_method()
+        if self._exchange is None and not self._waiting:
+            self._start(self._origin_ns, method, self._target, self._headers, whole, self._keep_alive, self._http_1_0)
+        else:
+            self._waiting.append((self._origin_ns, method, self._target, self._headers, whole, self._keep_alive, self._http_1_0))
+
+    def _bound_head(self, length: int) -> None:
+        """A head that isn't complete after this read. One that comes in a single read is as large as a read at most."""
+        self._head_bytes += length
+        limit = self._server.settings.limits.header_bytes
+        if self._head_bytes > limit and not self._refused:
+            self._refuse(HeadersTooLarge(f"The request's head is larger than {limit} bytes."))
+
+    def _may_send_ahead(self, length: int) -> bool:
+        self._ahead_bytes += length
+        if self._ahead_bytes <= self._server.settings.limits.pipelined_bytes:
+            return True
+        self._transport.abort()
+        return False
+
+    # -- requests --
+
+    def _start(
+        self,
+        origin_ns: int,
+        method: bytes,
+        target: bytes,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        keep_alive: bool,
+        http_1_0: bool,
+    ) -> None:
+        server = self._server
+        flow = Flow(self._ended)
+        exchange = Exchange(origin_ns, method, target, headers, body, self.remembered, flow)
+        exchange.record.read_ns = time.monotonic_ns() - origin_ns
+        close = not keep_alive or server.draining
+        reply = self._reply = Reply(self._transport, exchange.hex_id, close, http_1_0, server.capture)
+        if method == b"GET" and (probe := server.probes.answer(target)) is not None:
+            reply.whole(*probe)
+            reply.release()
+            self._ended()
+            return
+        self._exchange = exchange
+        flow.start(server.handle(exchange, reply))
+
+    def _ended(self) -> None:
+        """The answer is sealed and released."""
+        reply = self._reply
+        self._exchange = self._reply = None
+        self.active_ns = time.monotonic_ns()
+        self._ahead_bytes = 0
+        if self._server.draining or reply is None or not reply.keep_alive:
+            self._refused = True
+            self._waiting.clear()
+            self._transport.close()
+        elif self._waiting:
+            asyncio.get_running_loop().call_soon(self._start_next)
+
+    def _start_next(self) -> None:
+        if self._waiting and self._exchange is None and not self._transport.is_closing():
+            self._start(*self._waiting.popleft())
+
+    def _refuse(self, error: ProxyError) -> None:
+        """The bytes that came aren't a request that can be answered in turn: say so, if nothing is under way, and close."""
+        self._refused = True
+        self._server.count_unaccepted(error)
+        if self._exchange is None:
+            reply = Reply(self._transport, "-", True, False, False)
+            reply.fail(error, b"")
+            reply.release()
+        else:
+            self._transport.abort()
+
+    # -- from the server --
+
+    def close_if_idle(self) -> None:
+        """No request runs or is being read: close. Otherwise the answer under way will say so and close."""
+        if self._exchange is None and not self._reading and not self._waiting:
+            self._transport.close()
+
+    def sweep(self, now_ns: int) -> None:
+        """Close what has been idle, or has been sending one request, or taking one answer, for too long."""
+        if self._exchange is not None:
+            return
+        timeouts = self._server.settings.timeouts
+        quiet_s = (now_ns - self.active_ns) / 1e9
+        if self._transport.is_closing() or self._transport.get_write_buffer_size():
+            if quiet_s > timeouts.client_write:
+                self._transport.abort()
+        elif self._reading:
+            if (now_ns - self._origin_ns) / 1e9 > timeouts.client_request:
+                self._transport.abort()
+        elif quiet_s > timeouts.client_idle:
+            self._transport.close()

@@ -1,0 +1,51 @@
+"""All client connections of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from proxy.errors import ProxyError
+from proxy.exchange import Exchange
+from proxy.listener.connection import ClientConnection
+from proxy.listener.probes import Probes
+from proxy.reply import Reply
+from proxy.settings import Settings
+
+
+class Handler(Protocol):
+    def __call__(self, exchange: Exchange, reply: Reply) -> Coroutine[Any, Any, None]: ...
+
+
+class Server:
+    """Accepts on an inherited socket until `drain`."""
+
+    def __init__(
+        self, settings: Settings, handle: Handler, probes: Probes, count_unaccepted: Callable[[ProxyError], None]
+    ) -> None:
+        self.settings = settings
+        self.capture = settings.capture.content
+        self.handle = handle
+        self.probes = probes
+        self.count_unaccepted = count_unaccepted
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+        self._server: asyncio.Server | None = None
+
+    async def start(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: ClientConnection(self), sock=listening, backlog=4096)
+
+    def drain(self) -> None:
+        """Accept no more; close what is idle. Answers under way are the last of their connection."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    def sweep(self, now_ns: int) -> None:
+        for connection in list(self.connections):
+            connection.sweep(now_ns)

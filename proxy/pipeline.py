@@ -1,0 +1,225 @@
+"""The way of a request: receive → authenticate → admit → (cache) → route → relay → account → record. Read this first.
+
+`handle` is one request from its complete reading to its sealed answer. It is driven by a Flow (flow.py), so it runs without a Task
+and may wait only through `exchange.flow`. Errors are raised where they are found and answered here, in one place.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+from proxy.accounting import price
+from proxy.admission import Admission, Permit
+from proxy.auth import Authenticator
+from proxy.errors import ClientGone, InternalError, NotReady, ProxyError
+from proxy.exchange import Exchange, Phase, Record, encode_record
+from proxy.journal import Journal, JournalFull, encode_content
+from proxy.relay import Relay
+from proxy.reply import Reply
+from proxy.routing import Router
+from proxy.settings import Settings
+from proxy.snapshot import Model, Snapshot, SnapshotFeed
+from proxy.wire import models
+from proxy.wire.body import Request
+from proxy.wire.operation import Operation
+from proxy.wire.operations import find_operation
+
+log = logging.getLogger(__name__)
+
+_TRACEPARENT = re.compile(rb"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
+_TRACESTATE = re.compile(rb"^[\x20-\x7e]{1,512}$")
+BROKEN_STREAM = b"data: %b\n\n"
+"""How OpenAI's API says that a stream has failed: an event with an `error` object, and no `[DONE]`."""
+
+
+class Pipeline:
+    """The steps of one worker, composed. Everything it touches is in this process's memory or its journal."""
+
+    def __init__(self, settings: Settings, feed: SnapshotFeed, journal: Journal, content: Journal | None = None) -> None:
+        self._settings = settings
+        self._feed = feed
+        self._journal = journal
+        self._content = content
+        self._refuse_unrecorded = settings.journal.on_full == "refuse"
+        self._authenticator = Authenticator(feed)
+        self.admission = Admission()
+        self.router = Router()
+        self.relay = Relay(self.router, settings, self._open)
+        self.unaccepted: dict[str, int] = {}
+        """Requests that never were accepted, by error code."""
+
+    async def handle(self, exchange: Exchange, reply: Reply) -> None:
+        try:
+            operation = exchange.operation = find_operation(exchange.method, exchange.target)
+            exchange.record.operation = operation.name
+            self._authenticate(exchange)  # accepted from here on
+            with self._admit(exchange):  # held to the last byte
+                if operation.read is None:
+                    self._answer(exchange, operation, reply)
+                else:
+                    await self.relay.relay(exchange, *self._route(exchange, operation.read), reply)
+        except ProxyError as error:
+            self._fail(exchange, reply, error)
+        except Exception:
+            log.exception("a bug ended a request", extra={"request_id": exchange.hex_id})
+            self._fail(exchange, reply, InternalError("The proxy failed to handle this request."))
+        finally:
+            self._seal(exchange, reply)
+
+    # -- the steps --
+
+    def _authenticate(self, exchange: Exchange) -> None:
+        headers = exchange.headers
+        authorization = headers.get(b"authorization")
+        principal = exchange.principal = self._authenticator.authenticate(authorization, exchange.remembered)
+        record = exchange.record
+        record.key_id = principal.key_id
+        record.key_name = principal.key_name
+        record.request_bytes = len(exchange.body)
+        if len(headers) > 1:
+            self._correlate(exchange, headers)
+        record.authenticated_ns = exchange.elapsed_ns()
+
+    def _correlate(self, exchange: Exchange, headers: dict[bytes, bytes]) -> None:
+        """Join the caller's trace (W3C Trace Context), and keep its request id as an attribute: ids that count are ours."""
+        record = exchange.record
+        if theirs := headers.get(b"x-request-id"):
+            record.client_request_id = theirs[:128].decode("ascii", "replace")
+        if (parent := headers.get(b"traceparent")) and (match := _TRACEPARENT.match(parent)):
+            exchange.trace = match[1].decode()
+            record.trace_id = bytes.fromhex(exchange.trace)
+            record.parent_span_id = int(match[2], 16)
+            record.trace_flags = int(match[3], 16) & 1
+            state = headers.get(b"tracestate", b"")
+            if _TRACESTATE.match(state):
+                exchange.tracestate = f"tracestate: {state.decode()}\r\n"
+
+    def _admit(self, exchange: Exchange) -> Permit:
+        if self._refuse_unrecorded and self._journal.full:
+            raise NotReady("The proxy can't record requests right now.", code="journal_full")
+        exchange.record.admitted_ns = exchange.elapsed_ns()
+        return self.admission.admit(exchange)
+
+    def _answer(self, exchange: Exchange, operation: Operation, reply: Reply) -> None:
+        """What the snapshot alone can answer: the models."""
+        snapshot = self._snapshot()
+        if operation is models.RETRIEVE:
+            name = models.model_name(exchange.target)
+            exchange.record.model = name[:256]
+            model = snapshot.models.get(name)
+            if model is None:
+                raise models.unknown_model(name)
+            reply.whole(200, model.card)
+        else:
+            reply.whole(200, snapshot.models_json)
+
+    def _route(self, exchange: Exchange, read: Callable[[bytes, Record], Request]) -> tuple[Request, Model, Snapshot]:
+        """What is asked for, of which model. The backend is bound by the relay, when it is free to be sent to."""
+        request = read(exchange.body, exchange.record)
+        snapshot = self._snapshot()
+        model = snapshot.models.get(request.model)
+        if model is None:
+            raise models.unknown_model(request.model)
+        return request, model, snapshot
+
+    # -- ends --
+
+    def _fail(self, exchange: Exchange, reply: Reply, error: ProxyError) -> None:
+        call = exchange.call
+        if isinstance(error, ClientGone) and call is not None and call.observer is not None and call.observer.answered:
+            reply.broken = True  # every choice had ended: the client has what it wanted
+            return
+        exchange.fail(error)
+        streaming = call is not None and call.observer is not None
+        reply.fail(error, BROKEN_STREAM % error.body() if streaming else b"")
+
+    def _seal(self, exchange: Exchange, reply: Reply) -> None:
+        """Account, record, release: one synchronous stretch, so that nothing comes between the record and the last bytes."""
+        try:
+            if exchange.principal is not None:  # accepted
+                self._record(exchange, reply)
+            elif exchange.error is not None:
+                self.count_unaccepted(exchange.error)
+        except JournalFull:
+            pass  # counted by the journal; `journal.on_full: serve` means that the answer goes out all the same
+        except Exception:
+            log.exception("a bug kept a request from being recorded", extra={"request_id": exchange.hex_id})
+        exchange.call = None  # they know each other; without this only the garbage collector could free them
+        reply.release()
+
+    def _record(self, exchange: Exchange, reply: Reply) -> None:
+        record = exchange.record
+        gone = reply.gone
+        self._settle(exchange)
+        if self._content is not None:
+            self._keep_content(self._content, exchange, reply)
+        record.status = reply.status or (exchange.error.status if exchange.error is not None else 0)
+        record.response_bytes = reply.sent + (0 if gone else len(reply.tail))
+        record.unsent_bytes = 0 if gone else reply.unsent_bytes()
+        record.ended_ns = exchange.elapsed_ns()
+        self._journal.append(encode_record(Phase.CLOSING, record))
+
+    def _keep_content(self, content: Journal, exchange: Exchange, reply: Reply) -> None:
+        """Prompt and answer, raw, beside the record and before it; the collector reads and redacts them. Losing them is allowed."""
+        limit = self._settings.capture.max_bytes
+        answer = reply.captured + reply.tail
+        try:
+            content.append(encode_content(exchange.record.id, exchange.body, answer, limit))
+        except JournalFull:
+            return  # counted by the content journal
+
+    def _settle(self, exchange: Exchange) -> None:
+        """Tokens as far as they are known, and what they cost."""
+        call = exchange.call
+        if call is not None and call.observer is not None:
+            call.observer.settle()
+        record = exchange.record
+        if record.usage_source and (snapshot := self._feed.current) is not None:
+            price(record, snapshot.models.get(record.model), snapshot.currency)
+
+    def _open(self, exchange: Exchange) -> None:
+        """The opening record: from here on a crash leaves a trace."""
+        try:
+            self._journal.append(encode_record(Phase.OPENING, exchange.record))
+        except JournalFull:
+            log.warning("no opening record: the journal is full", extra={"request_id": exchange.hex_id})
+
+    def _snapshot(self) -> Snapshot:
+        snapshot = self._feed.current
+        if snapshot is None:
+            raise NotReady("The proxy has no keys and models yet; try again in a moment.")
+        return snapshot
+
+    def count_unaccepted(self, error: ProxyError) -> None:
+        code = error.error_code or error.type
+        self.unaccepted[code] = self.unaccepted.get(code, 0) + 1
+
+    # -- from the worker's sweep --
+
+    def sweep(self, now_ns: int) -> None:
+        """Timeouts of what is in flight."""
+        for exchange in list(self.admission.in_flight):
+            call = exchange.call
+            if call is not None and not call.complete and (error := call.overdue(now_ns)) is not None:
+                exchange.flow.interrupt(error)
+        self.relay.sweep(now_ns)
+
+    def record_progress(self) -> None:
+        """A progress record of every stream that has moved since its last: what a crash would otherwise lose."""
+        for exchange in self.admission.in_flight:
+            record = exchange.record
+            if record.chunks != exchange.progress_chunks:
+                exchange.progress_chunks = record.chunks
+                self._settle(exchange)
+                record.ended_ns = exchange.elapsed_ns()
+                try:
+                    self._journal.append(encode_record(Phase.PROGRESS, record))
+                except JournalFull:
+                    return  # counted by the journal
+
+    def interrupt_all(self, error: ProxyError) -> None:
+        """End everything that is still in flight."""
+        for exchange in list(self.admission.in_flight):
+            exchange.flow.interrupt(error)

@@ -1,0 +1,278 @@
+"""One answer of one engine, on its way to the client's reply. Driven by the connection's callbacks; wakes the request's flow when
+the answer is complete, and interrupts it when the answer fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from proxy.errors import (
+    ClientGone,
+    EngineFailed,
+    EngineRefused,
+    ProxyError,
+    UpstreamDisconnected,
+    UpstreamMalformed,
+    UpstreamTimeout,
+)
+from proxy.exchange import Exchange
+from proxy.wire.operation import Operation, estimate, observe_end_of_answer
+from proxy.wire.sse import OversizedEvent
+from proxy.wire.stream import StreamObserver, Terms
+
+if TYPE_CHECKING:
+    from proxy.relay.connection import UpstreamConnection
+    from proxy.relay.pool import Pool
+    from proxy.reply import Reply
+    from proxy.settings import Settings
+
+KEPT_END_BYTES = 64 * 1024
+"""Of a body too large to be held whole, this much of its end is kept: usage stands there."""
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"x-request-id")
+)
+
+
+class _ErrorBody(msgspec.Struct):
+    message: str | None = None
+    type: str | None = None
+    code: int | str | None = None
+
+
+class _ErrorAnswer(msgspec.Struct):
+    error: _ErrorBody | None = None
+
+
+_error_answer = msgspec.json.Decoder(_ErrorAnswer)
+
+
+class Call:
+    """Attributes start as the class has them: most answers never set most of them."""
+
+    observer: StreamObserver | None = None
+    status = 0
+    heard = False
+    """A byte of the answer has come: from here on there is no other try."""
+    complete = False
+    first_byte_ns = 0
+    last_ns = 0
+    """Monotonic time of the last byte from the engine, or of the sending; 0 before that."""
+    _connection: UpstreamConnection | None = None
+    pending = b""
+    """What may go out when this read is parsed."""
+    _body = b""
+    """The body so far, or its last piece once it is `_passing`."""
+    _passing = False
+    """The body is too large to be held and goes out as it comes, but for its last piece."""
+    _end_kept = b""
+
+    def __init__(
+        self, exchange: Exchange, reply: Reply, operation: Operation, terms: Terms, pool: Pool, settings: Settings
+    ) -> None:
+        self._exchange = exchange
+        self._origin_ns = exchange.origin_ns
+        self._reply = reply
+        self._operation = operation
+        self._terms = terms
+        self._pool = pool
+        self._settings = settings
+
+    def begin(self, connection: UpstreamConnection, payload: bytes, now_ns: int) -> None:
+        self._connection = connection
+        self.last_ns = now_ns
+        self._exchange.record.sent_ns = now_ns - self._origin_ns
+        self._reply.feeds_from(connection)
+        connection.send(self, payload)
+
+    def close(self) -> None:
+        """Let go of the connection: at once if the answer is still under way, so that the engine stops."""
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.call is self:
+            connection.abort()
+
+    # -- from the connection --
+
+    def head(self, status: int, reason: bytes, headers: list[bytes], now_ns: int) -> None:
+        """`headers`: name, b": ", value, b"\\r\\n", name, ..."""
+        self.heard = True
+        self.last_ns = now_ns
+        self.status = status
+        self.first_byte_ns = self._exchange.record.first_byte_ns = now_ns - self._origin_ns
+        sized = streaming = False
+        single_hop = False
+        at = 0
+        for name in headers[::4]:
+            lower = name.lower()
+            if lower == b"content-type":
+                streaming = status == 200 and headers[at + 2].startswith(b"text/event-stream")
+            elif lower == b"content-length":
+                sized = True
+            elif lower in _HOP_BY_HOP:
+                single_hop = True
+            at += 4
+        if single_hop:
+            headers = _without_hop_by_hop(headers)
+        lines = b"HTTP/1.1 %d %b\r\n%b" % (status, reason, b"".join(headers))
+        self._reply.head(status, lines, sized=sized, streaming=streaming)
+        if streaming:
+            self._observe()
+
+    def _observe(self) -> None:
+        record = self._exchange.record
+        self.observer = StreamObserver(
+            record, self._terms, limit=self._settings.limits.event_bytes, fingerprint=self._pool.fingerprint
+        )
+
+    def body(self, data: bytes, now_ns: int) -> None:
+        self.last_ns = now_ns
+        observer = self.observer
+        if observer is None:
+            if self._body or len(data) > self._settings.limits.held_body_bytes:
+                self._hold(data)
+            else:
+                self._body = data  # most bodies come in one piece
+            return
+        try:
+            self.pending += observer.feed(data, now_ns - self._origin_ns)
+        except OversizedEvent as error:
+            raise UpstreamMalformed(f"The engine sent {error}.") from None
+        if observer.done:
+            self._finish_stream(now_ns)
+
+    def flush(self) -> None:
+        """The read is parsed: what may go out goes out in one write."""
+        pending, self.pending = self.pending, b""
+        if pending and not self.complete:
+            self._reply.write(pending)
+
+    def end(self, now_ns: int) -> None:
+        """The engine has ended its answer."""
+        self._connection = None
+        if self.observer is not None:
+            self.observer.end(now_ns - self._origin_ns)
+            self._finish_stream(now_ns)
+            return
+        self._finish_body(now_ns)
+
+    def lost(self, error: ProxyError) -> None:
+        """The connection is gone, or its bytes make no sense."""
+        self._connection = None
+        if self.complete:
+            return
+        if self.observer is not None:
+            self.pending += self.observer.tail  # events that came whole are the client's, whatever follows
+        self.flush()
+        self._exchange.flow.interrupt(error)
+
+    # -- completing --
+
+    def _finish_stream(self, now_ns: int) -> None:
+        observer = self.observer
+        if observer is None or self.complete:
+            return
+        self._exchange.record.upstream_ended_ns = now_ns - self._origin_ns
+        self._pool.fingerprint = observer.fingerprint
+        if observer.first_error is not None:
+            self._finish_first_error(observer.first_error)
+            return
+        if observer.error_event is not None:
+            self._exchange.fail(_engine_error(b'{"error":%b}' % observer.error_event, self.status))
+        elif not observer.whole:
+            self._leave()
+            self.flush()
+            self._exchange.flow.interrupt(UpstreamDisconnected("The engine's stream ended before the answer was complete."))
+            return
+        self._complete(self.pending + observer.tail)
+
+    def _finish_first_error(self, body: bytes) -> None:
+        """A 200 whose first event is an error: nothing has gone out yet, so the client gets a proper status."""
+        error = _engine_error(body, 0)
+        code = error.error_code or ""
+        status = int(code) if code.isdecimal() and 400 <= int(code) <= 599 else 502
+        self.status = status
+        self._exchange.fail(error)
+        self._reply.replace_head(status)
+        self._complete(body)
+
+    def _finish_body(self, now_ns: int) -> None:
+        record = self._exchange.record
+        record.upstream_ended_ns = now_ns - self._origin_ns
+        body = self._body
+        if self.status >= 400:
+            self._exchange.fail(_engine_error(body, self.status))
+        elif self._passing:
+            observe_end_of_answer(self._end_kept + body, record)
+        elif self._operation.observe is not None:
+            self._operation.observe(body, record)
+            if not record.usage_source:
+                estimate(record, len(body))
+        self._complete(body)
+
+    def _complete(self, tail: bytes) -> None:
+        self.complete = True
+        self.pending = b""
+        self._reply.tail = tail
+        if self._connection is not None:
+            self._leave()
+        self._exchange.flow.wake()
+
+    def _leave(self) -> None:
+        """The connection, if it is still ours, may drop what is left of this answer."""
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.call is self:
+            connection.leave()
+
+    def _hold(self, data: bytes) -> None:
+        if self._passing:
+            # Everything but the last piece goes out; the last is what a client must not have before the record is written.
+            self.pending += self._body
+            self._end_kept = (self._end_kept + self._body)[-KEPT_END_BYTES:]
+            self._body = data
+            return
+        self._body += data
+        self._passing = len(self._body) > self._settings.limits.held_body_bytes
+
+    # -- from the sweep --
+
+    def overdue(self, now_ns: int) -> ProxyError | None:
+        """The timeout that has passed, if one has. A client that reads slowly stops the clock."""
+        if not self.last_ns:
+            return None  # still connecting, which has its own timeout
+        timeouts = self._settings.timeouts
+        reply = self._reply
+        if reply.paused:
+            if (now_ns - reply.paused_since_ns) / 1e9 <= timeouts.client_write:
+                return None
+            reply.abort()
+            return ClientGone(
+                f"The client took none of its answer for {timeouts.client_write:g} s.", code="client_stopped_reading"
+            )
+        silent_s = (now_ns - self.last_ns) / 1e9
+        if not self.heard:
+            if silent_s > timeouts.first_byte:
+                return UpstreamTimeout(f"The engine sent nothing within {timeouts.first_byte:g} s.", code="first_byte_timeout")
+        elif silent_s > timeouts.between_chunks:
+            return UpstreamTimeout(f"The engine fell silent for {timeouts.between_chunks:g} s.", code="idle_timeout")
+        return None
+
+
+def _without_hop_by_hop(headers: list[bytes]) -> list[bytes]:
+    kept = []
+    for at in range(0, len(headers), 4):
+        if headers[at].lower() not in _HOP_BY_HOP:
+            kept += headers[at : at + 4]
+    return kept
+
+
+def _engine_error(body: bytes, status: int) -> EngineFailed | EngineRefused:
+    """What the record keeps of an engine's error answer: whose fault it says it was, in its words."""
+    try:
+        said = _error_answer.decode(body).error or _ErrorBody()
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        said = _ErrorBody()
+    code = str(said.code) if said.code is not None else (said.type or str(status))
+    refused = 400 <= status < 500 and status != 429
+    return (EngineRefused if refused else EngineFailed)(
+        said.message or f"The engine answered with status {status}.", code=code[:64]
+    )

@@ -1,0 +1,141 @@
+"""One HTTP/1.1 connection to a backend. It parses and passes on; what an answer means is the Call's to know."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import httptools
+
+from proxy.errors import ProxyError, UpstreamDisconnected, UpstreamMalformed
+
+if TYPE_CHECKING:
+    from proxy.relay.call import Call
+    from proxy.relay.pool import Pool
+
+MAX_HEADER_BYTES = 64 * 1024
+
+
+class UpstreamConnection(asyncio.Protocol):
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        # for the life of the connection
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpResponseParser(self)
+        self.idle_since_ns = 0
+        # for one answer
+        self.call: Call | None = None
+        self.draining = False
+        """The answer is complete for us, but the engine hasn't ended it yet: its last bytes are dropped."""
+        self._reason = b""
+        self._headers: list[bytes] = []
+        """name, b": ", value, b"\\r\\n", name, ...: ready to be joined."""
+        self._head_bytes = 0
+        self._heading = False
+        self._interim = False
+        self._now = 0
+
+    def send(self, call: Call, payload: bytes) -> None:
+        self.call = call
+        self._headers = []
+        self._head_bytes = 0
+        self._heading = True
+        self._transport.write(payload)
+
+    def leave(self) -> None:
+        """The Call needs no more of this answer. What still comes is dropped, and the connection may be used again."""
+        self.call = None
+        self.draining = True
+        self.idle_since_ns = time.monotonic_ns()
+        self._transport.resume_reading()
+        self._pool.draining.add(self)
+
+    def abort(self) -> None:
+        """Close at once: the engine notices, and stops generating."""
+        self.call = None
+        self.draining = False
+        self._transport.abort()
+
+    @property
+    def closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    # -- asyncio.Protocol --
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # TCP: a Transport
+
+    def data_received(self, data: bytes) -> None:
+        call = self.call
+        if call is None and not self.draining:
+            self._transport.abort()  # bytes that nobody asked for
+            return
+        self._now = time.monotonic_ns()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            self._fail(error.__context__ or error)
+        except httptools.HttpParserError as error:
+            self._fail(UpstreamMalformed(f"The engine's answer isn't valid HTTP: {error}."))
+        if call is None:
+            return
+        if call.pending:
+            call.flush()
+        if self._heading:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEADER_BYTES:
+                self._fail(UpstreamMalformed("The engine's answer has too large a head."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.forget(self)
+        call, self.call = self.call, None
+        if call is not None:
+            call.lost(UpstreamDisconnected("The engine closed the connection before its answer was complete."))
+
+    def _fail(self, error: BaseException) -> None:
+        call, self.call = self.call, None
+        self._transport.abort()
+        if call is not None:
+            known = isinstance(error, ProxyError)
+            call.lost(error if known else UpstreamMalformed(f"The engine's answer can't be read: {error}."))  # type: ignore[arg-type]
+
+    # -- httptools --
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason = reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers += (name, b": ", value, b"\r\n")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        self._interim = status < 200
+        if self._interim:
+            self._headers = []
+        elif (call := self.call) is not None:
+            self._heading = False
+            call.head(status, self._reason, self._headers, self._now)
+
+    def on_body(self, data: bytes) -> None:
+        call = self.call
+        if call is not None:
+            call.body(data, self._now)
+
+    def on_message_complete(self) -> None:
+        if self._interim:
+            return
+        call, self.call = self.call, None
+        self.draining = False
+        if self._parser.should_keep_alive():
+            self._pool.put(self, self._now)
+        else:
+            self._transport.close()
+        if call is not None:
+            call.end(self._now)

@@ -1,0 +1,114 @@
+"""A backend's connections: kept alive, newest first, given up before the engine gives them up (vLLM's uvicorn closes idle ones
+after 5 s, and a request sent into that moment is lost)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+
+from proxy.errors import UpstreamUnreachable
+from proxy.exchange import Exchange
+from proxy.relay.connection import UpstreamConnection
+from proxy.settings import TimeoutSettings
+from proxy.snapshot import Backend
+from proxy.wire.operation import Operation
+
+DRAIN_NS = 2_000_000_000
+"""How long an engine may take to end an answer that was complete for us."""
+
+
+class Pool:
+    """Idle connections to one backend, and what is remembered of it."""
+
+    def __init__(self, backend: Backend, timeouts: TimeoutSettings) -> None:
+        self.backend = backend
+        self.fingerprint = b""
+        """The engine's `system_fingerprint` as it last wrote it (wire/stream.py)."""
+        self.draining: set[UpstreamConnection] = set()
+        self._idle: deque[UpstreamConnection] = deque()
+        self._connect_timeout_s = timeouts.connect
+        self._idle_ns = int(timeouts.upstream_idle * 1e9)
+        self._heads: dict[bytes, bytes] = {}
+
+    def take(self) -> UpstreamConnection | None:
+        """The connection that was used last; None if there is none that can be trusted."""
+        idle = self._idle
+        if not idle:
+            return None
+        oldest_ns = time.monotonic_ns() - self._idle_ns
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since_ns >= oldest_ns and not connection.closing:
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self) -> UpstreamConnection:
+        """A new connection. Raises UpstreamUnreachable."""
+        backend = self.backend
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await loop.create_connection(lambda: UpstreamConnection(self), backend.host, backend.port)
+        except TimeoutError:
+            raise UpstreamUnreachable(f"No connection to the model's engine within {self._connect_timeout_s:g} s.") from None
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "unknown address"
+            raise UpstreamUnreachable(f"No connection to the model's engine: {reason}.") from None
+        return connection
+
+    def put(self, connection: UpstreamConnection, now_ns: int) -> None:
+        self.draining.discard(connection)
+        connection.idle_since_ns = now_ns
+        self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        self.draining.discard(connection)
+        try:
+            self._idle.remove(connection)
+        except ValueError:
+            return  # it was in use
+
+    def sweep(self, now_ns: int) -> None:
+        """Close what has been idle, or not ended, for too long."""
+        idle = self._idle
+        while idle and idle[0].idle_since_ns < now_ns - self._idle_ns:
+            idle.popleft().abort()
+        for connection in [c for c in self.draining if c.idle_since_ns < now_ns - DRAIN_NS]:
+            self.draining.discard(connection)
+            connection.abort()
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.popleft().abort()
+        for connection in list(self.draining):
+            connection.abort()
+
+    def payload(self, operation: Operation, exchange: Exchange, body: bytes, attempt: int) -> bytes:
+        """The request as it goes to the engine. Only these headers are ever sent; the id is ours, since vLLM takes the header for
+        its own request id and two equal ones mix up answers."""
+        record = exchange.record
+        head = self._heads.get(operation.path)
+        if head is None:
+            head = self._heads[operation.path] = self._head(operation)
+        span = (record.span_id + attempt) & 0xFFFFFFFFFFFFFFFF
+        lines = (
+            f"content-length: {len(body)}\r\nx-request-id: {exchange.hex_id}-{attempt}\r\n"
+            f"traceparent: 00-{exchange.trace}-{span:016x}-{record.trace_flags:02x}\r\n{exchange.tracestate}\r\n"
+        )
+        return head + lines.encode() + body
+
+    def _head(self, operation: Operation) -> bytes:
+        backend = self.backend
+        key = os.environ.get(backend.api_key_env, "") if backend.api_key_env else ""
+        lines = [
+            b"%b %b%b HTTP/1.1" % (operation.method, backend.base_path.encode(), operation.path),
+            b"host: %b:%d" % (backend.host.encode(), backend.port),
+            b"content-type: application/json",
+            b"accept-encoding: identity",
+        ]
+        if key:
+            lines.append(b"authorization: Bearer " + key.encode())
+        return b"\r\n".join(lines) + b"\r\n"

@@ -1,0 +1,112 @@
+"""Choosing a backend and trying again. Once a byte of an answer has come there is no other try."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+
+from proxy.errors import NotReady, ProxyError, UpstreamDisconnected, UpstreamUnreachable
+from proxy.exchange import Attempt, Exchange
+from proxy.relay.call import Call
+from proxy.relay.connection import UpstreamConnection
+from proxy.relay.pool import Pool
+from proxy.reply import Reply
+from proxy.routing import Router
+from proxy.settings import Settings
+from proxy.snapshot import Backend, Model, Snapshot
+from proxy.wire.body import Request
+
+
+class Relay:
+    """The pools of all backends. `opening` is called once per request, before anything goes to an engine."""
+
+    def __init__(self, router: Router, settings: Settings, opening: Callable[[Exchange], None]) -> None:
+        self._router = router
+        self._settings = settings
+        self._opening = opening
+        self._pools: dict[str, Pool] = {}
+
+    async def relay(self, exchange: Exchange, request: Request, model: Model, snapshot: Snapshot, reply: Reply) -> None:
+        """Have one backend answer: the best that can be reached. Raises what the last one failed with."""
+        router = self._router
+        failed: UpstreamUnreachable | None = None
+        for name in router.candidates(model):
+            backend = snapshot.backends.get(name)
+            if backend is None:
+                continue
+            pool = self._pools.get(name)
+            if pool is None or pool.backend is not backend:
+                pool = self._new_pool(backend)
+            connection = pool.take()
+            router.enter(name)
+            try:
+                await self._attempt(pool, connection, exchange, request, reply)
+            except UpstreamUnreachable as error:
+                failed = error
+            except UpstreamDisconnected:
+                # A kept-alive connection that the engine had given up meanwhile: one more try, on a fresh one.
+                if connection is None or exchange.call is None or exchange.call.heard:
+                    raise
+                await self._attempt(pool, None, exchange, request, reply)
+                return
+            else:
+                return
+            finally:
+                router.leave(name)
+        raise failed or NotReady(f"No backend serves the model `{model.name}` right now.", code="no_backend")
+
+    async def _attempt(
+        self, pool: Pool, connection: UpstreamConnection | None, exchange: Exchange, request: Request, reply: Reply
+    ) -> None:
+        """One try on one backend: on `connection`, or on a new one."""
+        operation = exchange.operation
+        if operation is None or operation.prepare is None:
+            raise TypeError("only an operation with an engine behind it is relayed")
+        record = exchange.record
+        backend = pool.backend
+        attempt = Attempt(backend.name, exchange.elapsed_ns(), reused=connection is not None)
+        record.attempts = [*record.attempts, attempt]
+        number = len(record.attempts)
+        if number == 1:
+            self._opening(exchange)
+        body, terms = operation.prepare(exchange.body, request, backend.kind)
+        call = exchange.call = Call(exchange, reply, operation, terms, pool, self._settings)
+        try:
+            if connection is None:
+                connection = await exchange.flow.until(asyncio.ensure_future(pool.connect()))
+                attempt.connected_ns = exchange.elapsed_ns()
+            call.begin(connection, pool.payload(operation, exchange, body, number), time.monotonic_ns())
+            await exchange.flow.wait()
+        except ProxyError as error:
+            attempt.error = error.error_code or error.type
+            raise
+        finally:
+            attempt.status = call.status
+            attempt.first_byte_ns = call.first_byte_ns
+            attempt.ended_ns = exchange.elapsed_ns()
+            call.close()
+
+    def _new_pool(self, backend: Backend) -> Pool:
+        """The pool of a backend that is new, or that a new snapshot describes; it stays if only the description's place changed."""
+        former = self._pools.get(backend.name)
+        if former is not None and former.backend == backend:
+            former.backend = backend
+            return former
+        if former is not None:
+            former.close()
+        pool = self._pools[backend.name] = Pool(backend, self._settings.timeouts)
+        return pool
+
+    def sweep(self, now_ns: int) -> None:
+        for pool in self._pools.values():
+            pool.sweep(now_ns)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Close the idle connections of backends that the catalogue no longer has."""
+        for name in [name for name in self._pools if name not in names]:
+            self._pools.pop(name).close()
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.close()

@@ -1,0 +1,171 @@
+"""The writer of one answer.
+
+`tail` are the terminal bytes: they go out in `release`, which the pipeline calls when the record is in the journal, and in no
+other way. Whatever breaks before leaves a client with an answer that is visibly incomplete.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from proxy.errors import ClientGone, ProxyError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from proxy.relay.connection import UpstreamConnection
+
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Reply:
+    """Attributes start as the class has them: most answers never set most of them."""
+
+    _head = b""
+    _chunked = False
+    _streaming = False
+    _upstream: UpstreamConnection | None = None
+    captured = b""
+    """The body so far, where capture is on."""
+    status = 0
+    tail = b""
+    sent = 0
+    """Bytes of the body handed to the client's socket so far."""
+    started = False
+    broken = False
+    """The answer can't be completed: the connection closes without a proper end."""
+    paused = False
+    paused_since_ns = 0
+
+    def __init__(self, transport: asyncio.Transport, request_id: str, close: bool, http_1_0: bool, capture: bool) -> None:
+        self._transport = transport
+        self._id = request_id
+        self._close = close
+        self._http_1_0 = http_1_0
+        self._capture = capture
+
+    @property
+    def keep_alive(self) -> bool:
+        return not self._close and not self.broken
+
+    @property
+    def gone(self) -> bool:
+        return self._transport.is_closing()
+
+    # -- the answer --
+
+    def head(self, status: int, lines: bytes, *, sized: bool, streaming: bool) -> None:
+        """Status line and header lines as the engine wrote them, without those of a single hop. `sized`: with content-length."""
+        self.status = status
+        self._head = lines
+        self._chunked = not sized
+        self._streaming = streaming
+
+    def replace_head(self, status: int) -> None:
+        """Another status for an answer that hasn't started: it becomes a JSON error."""
+        self.head(status, _status_line(status) + b"content-type: application/json\r\n", sized=False, streaming=False)
+
+    def write(self, data: bytes) -> None:
+        """Part of the body, as it comes."""
+        if not data:
+            return
+        self.sent += len(data)
+        if self._capture:
+            self.captured += data
+        self._put(self._frame(data) if self._chunked and not self._http_1_0 else data)
+
+    def whole(self, status: int, body: bytes, content_type: bytes = b"application/json", extra: bytes = b"") -> None:
+        """An answer of our own, held back until `release`."""
+        self.status = status
+        self._head = _status_line(status) + b"content-type: " + content_type + b"\r\n" + extra
+        self._chunked = True
+        self.tail = body
+
+    def fail(self, error: ProxyError, broken_stream: bytes) -> None:
+        """An error of ours: an answer if none has started, otherwise `broken_stream` (the API's own error event, or nothing), and
+        the connection closes with neither an end of the stream nor an end of the body."""
+        if isinstance(error, ClientGone) or self.gone:
+            self.broken = True
+            return
+        if self.started:
+            self.tail = self._frame(broken_stream) if broken_stream and self._chunked and not self._http_1_0 else broken_stream
+            self.broken = True
+            return
+        extra = b"retry-after: %d\r\n" % error.retry_after_s if error.retry_after_s is not None else b""
+        self.whole(error.status, error.body(), extra=extra)
+
+    def release(self) -> None:
+        """Let the terminal bytes go."""
+        self._upstream = None
+        if self._transport.is_closing():
+            return
+        if self.broken:
+            if self.started and self.tail:
+                self._put(self.tail)
+            self._transport.close()
+            return
+        tail = self.tail
+        opening = b""
+        if not self.started:
+            if self._chunked and not self._streaming:
+                # The whole body is at hand: it gets a length and needs no chunks.
+                self._head += b"content-length: %d\r\n" % len(tail)
+                self._chunked = False
+            opening = self._opening()
+        if self._chunked and not self._http_1_0:
+            tail = self._frame(tail) + b"0\r\n\r\n" if tail else b"0\r\n\r\n"
+        tail = opening + tail
+        self._transport.write(tail)
+        if self._close:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Drop the client, and what it hasn't taken."""
+        self._transport.abort()
+
+    def unsent_bytes(self) -> int:
+        """What the client hasn't taken from us yet."""
+        return self._transport.get_write_buffer_size()
+
+    def _frame(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    def _put(self, data: bytes) -> None:
+        if not self.started:
+            self.started = True
+            data = self._opening() + data
+        self._transport.write(data)  # into a closed transport this is nothing
+
+    def _opening(self) -> bytes:
+        lines = self._head
+        if self._chunked:
+            if self._http_1_0:
+                self._close = True
+            else:
+                lines += b"transfer-encoding: chunked\r\n"
+        if self._close:
+            lines += b"connection: close\r\n"
+        return b"%bx-request-id: %b\r\n\r\n" % (lines, self._id.encode())
+
+    # -- flow control: a client that reads slowly slows its engine down --
+
+    def feeds_from(self, upstream: UpstreamConnection) -> None:
+        self._upstream = upstream
+        if self.paused:
+            upstream.pause_reading()
+
+    def pause(self, now_ns: int) -> None:
+        self.paused = True
+        self.paused_since_ns = now_ns
+        if self._upstream is not None:
+            self._upstream.pause_reading()
+
+    def resume(self) -> None:
+        self.paused = False
+        if self._upstream is not None:
+            self._upstream.resume_reading()
+
+
+def _status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"Error"))

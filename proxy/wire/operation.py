@@ -1,0 +1,98 @@
+"""What an endpoint is: the shape that every file of this folder fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Raw, Struct
+
+from proxy.exchange import Record, UsageSource
+from proxy.wire.body import Request
+from proxy.wire.stream import Terms
+from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_usage
+
+MAX_TEXT = 256
+"""Of a caller's text that goes on the record, characters."""
+
+
+Upstream = tuple[bytes, Terms]
+"""What goes to an engine for a request, and what was agreed about its stream."""
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """One endpoint.
+
+    `read` turns a body into a Request and writes its facts on the record (raises InvalidRequest). `prepare` makes what goes
+    upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record. An operation without them
+    is answered from the snapshot and reaches no engine.
+    """
+
+    name: str
+    method: bytes
+    path: bytes
+    read: Callable[[bytes, Record], Request] | None = None
+    prepare: Callable[[bytes, Request, str], Upstream] | None = None
+    observe: Callable[[bytes, Record], None] | None = None
+
+
+class _Choice(Struct, gc=False):
+    finish_reason: str | None = None
+
+
+class _Answer(Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: Usage | None = None
+    metrics: Raw | None = None
+    timings: Raw | None = None
+
+
+class _AnyAnswer(Struct, gc=False):
+    usage: Raw = Raw(b"")
+
+
+_answer = msgspec.json.Decoder(_Answer)
+_any_answer = msgspec.json.Decoder(_AnyAnswer)
+
+
+def observe_answer(body: bytes, record: Record) -> None:
+    """Usage, finish reasons and timings of a whole answer. What can't be read is left unknown: the answer goes out as it is."""
+    try:
+        answer = _answer.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        _observe_odd_answer(body, record)
+        return
+    if answer.choices:
+        record.finish_reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
+    if answer.usage is not None:
+        write_usage(answer.usage, record)
+    if answer.metrics or answer.timings:
+        record.engine = read_engine_timings(answer.metrics, answer.timings)
+
+
+def observe_end_of_answer(end: bytes, record: Record) -> None:
+    """The usage of an answer of which only the end was kept: engines write it last, or nearly so."""
+    at = end.rfind(b'"usage":')
+    if at < 0:
+        return
+    start = at + len(b'"usage":')
+    for stop in range(end.find(b"}", start) + 1, len(end) + 1):
+        if end[stop - 1 : stop] == b"}" and (usage := read_usage(end[start:stop])) is not None:
+            write_usage(usage, record)
+            return
+
+
+def _observe_odd_answer(body: bytes, record: Record) -> None:
+    try:
+        raw = bytes(_any_answer.decode(body).usage)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return
+    if (usage := read_usage(raw)) is not None:
+        write_usage(usage, record)
+
+
+def estimate(record: Record, answer_bytes: int) -> None:
+    """An answer without usage: four bytes a token is the usual guess; the row says that it is one."""
+    record.input_tokens = record.request_bytes // 4
+    record.output_tokens = answer_bytes // 4
+    record.usage_source = UsageSource.ESTIMATED

@@ -1,0 +1,312 @@
+"""Watching a chat or completions stream go by.
+
+Theory of operation
+-------------------
+`feed` takes the bytes of an answer's body as they come and returns the bytes that may go to the client now. On the way it
+writes on the record: first token, first content, every gap between tokens, finish reasons, token counts, the engine's timings.
+
+Per event the work is a few byte searches; JSON is read only for the first token, for an event that ends a choice, for the usage at
+the end, and where several choices share a stream (each has its own running count). The searches are safe because a quote
+inside a JSON string is always escaped: `"usage":{` can't occur within one.
+
+*What was asked for is taken out again.* To count tokens also when a client leaves, a vLLM is asked for usage on every chunk. What
+the client hadn't asked for is cut out: the usage of each chunk, the usage chunk at the end. vLLM writes `system_fingerprint` on
+the chunks that end a choice when usage is off, and on the usage chunk when it is on; so it is put back where it would have been.
+
+*What is withheld.* From the event on that ends the last choice, nothing goes out until the stream has ended (`[DONE]`): these bytes
+are `tail`, released when the record is written. Engines send them in one breath, so nothing is late.
+
+*What is broken.* An error event first of all becomes an HTTP status (`first_error`); a later one passes, and the request has
+failed (`error_event`). A stream that ends without any choice having ended is broken (`whole` is False).
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+from msgspec import Raw, Struct
+
+from proxy.exchange import Record, UsageSource
+from proxy.wire.sse import Framer, data_of
+from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_usage
+
+_DONE = b"[DONE]"
+_CHOICES = b'"choices":'
+_USAGE = b',"usage":'
+_FINISH = re.compile(rb'"finish_reason":\s*"')
+_TOKEN = re.compile(rb'"(?:content|reasoning|reasoning_content|refusal|text|arguments|name)":\s*"(?!")')
+_CONTENT = re.compile(rb'"(?:content|text)":\s*"(?!")')
+_FINGERPRINT = re.compile(rb',"system_fingerprint":"[^"]*"')
+MAX_WITHHELD_BYTES = 256 * 1024
+
+
+class _Choice(Struct, gc=False):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _Chunk(Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: Raw = Raw(b"")
+    metrics: Raw = Raw(b"")
+    timings: Raw = Raw(b"")
+    error: Raw = Raw(b"")
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+
+
+class Terms(Struct, frozen=True):
+    """What was agreed about usage on this stream: what we asked the engine for beyond what the client had asked for."""
+
+    cut_usage: bool = False
+    """Take `usage` out of each chunk."""
+    drop_usage_chunk: bool = False
+    """Take the chunk with empty `choices` out."""
+    move_fingerprint: bool = False
+    """Put `system_fingerprint` back on the chunks that end a choice."""
+    n: int = 1
+    """Choices per prompt."""
+
+
+class StreamObserver:
+    """One answer's events. `now` is ns after the request's first byte, like all times on the record."""
+
+    def __init__(self, record: Record, terms: Terms, *, limit: int, fingerprint: bytes = b"") -> None:
+        self.fingerprint = fingerprint
+        """`,"system_fingerprint":"..."` as this engine last wrote it; needed early where several choices share a stream."""
+        self.tail = b""
+        self.done = False
+        self.first_error: bytes | None = None
+        self.error_event: bytes | None = None
+        self._record = record
+        self._terms = terms
+        self._several = record.choices > 1
+        self._framer = Framer(limit)
+        self._started = False
+        self._withholding = False
+        self._usage = b""
+        self._events = 0
+        self._counts: dict[int, Usage] = {}
+
+    @property
+    def answered(self) -> bool:
+        """Every choice has ended: nothing that a client waits for is still to come."""
+        return len(self._record.finish_reasons) >= self._record.choices
+
+    @property
+    def whole(self) -> bool:
+        """At least one choice has ended, or `[DONE]` has followed one; a stream that stops before is broken."""
+        return bool(self._record.finish_reasons)
+
+    def feed(self, data: bytes, now: int) -> bytes:
+        """Bytes of the body in, bytes for the client out. Raises OversizedEvent."""
+        # Most reads are exactly one event.
+        if data.endswith(b"\n\n") and self._framer.empty and data.find(b"\n\n") == len(data) - 2 and b"\r" not in data:
+            out = self._event(data, now)
+            return self._withhold(out) if self._withholding else out
+        return b"".join([self._hand_on(event, now) for event in self._framer.feed(data)])
+
+    def end(self, now: int) -> None:
+        """The body has ended: what is left unended counts as an event and joins the tail."""
+        if rest := self._framer.rest():
+            self.tail += self._event(rest, now)
+
+    def settle(self) -> None:
+        """Write the token counts known so far on the record."""
+        record = self._record
+        if self._counts:
+            self._settle_several()
+        elif self._usage and (usage := read_usage(self._usage)) is not None:
+            write_usage(usage, record)
+        elif record.usage_source in (UsageSource.NONE, UsageSource.ESTIMATED) and record.first_token_ns:
+            # The engine said nothing: one event with text is one token or a little more, and four bytes a token is the usual guess.
+            record.output_tokens = self._events
+            record.input_tokens = record.request_bytes // 4
+            record.usage_source = UsageSource.ESTIMATED
+
+    # -- one event --
+
+    def _hand_on(self, event: bytes, now: int) -> bytes:
+        out = self._event(event, now)
+        return self._withhold(out) if self._withholding else out
+
+    def _event(self, event: bytes, now: int) -> bytes:
+        if self.done:
+            return b""
+        choices = event.find(_CHOICES)
+        value = choices + len(_CHOICES)
+        if choices < 0 or not event.startswith(b"[", value) or not event.startswith(b"data: {"):
+            return self._unusual(event, now)
+        record = self._record
+        record.chunks += 1
+        if event.startswith(b"[]", value):
+            return self._usage_chunk(event)
+        start = event.rfind(_USAGE)
+        usage = b""
+        if start > 0:
+            event, usage = self._take_usage(event, start)
+        self._started = True
+        if self._several:
+            self._count_several(event, usage)
+            token = _TOKEN.search(event, choices) is not None
+        elif usage:
+            token = usage != self._usage and (record.first_token_ns > 0 or _TOKEN.search(event, choices) is not None)
+            self._usage = usage
+        else:
+            token = _TOKEN.search(event, choices) is not None
+        if token:
+            self._token(event, choices, now)
+        if event.find(b'"finish_reason":null', choices) < 0 or self._several:
+            return self._finishing(event, choices)
+        return event
+
+    def _token(self, event: bytes, choices: int, now: int) -> None:
+        record = self._record
+        self._events += 1
+        if not record.first_token_ns:
+            record.first_token_ns = record.last_token_ns = now
+        else:
+            record.gap(now)
+        if not record.first_content_ns and _CONTENT.search(event, choices) is not None:
+            record.first_content_ns = now
+
+    def _take_usage(self, event: bytes, start: int) -> tuple[bytes, bytes]:
+        """→ (the event as the client may see it, the usage object or b"")."""
+        value = start + len(_USAGE)
+        stop = _end_of_value(event, value)
+        if stop < 0:
+            return event, b""
+        usage = event[value:stop]
+        if self._terms.cut_usage:
+            event = event[:start] + event[stop:]
+        return event, b"" if usage == b"null" else usage
+
+    def _finishing(self, event: bytes, choices: int) -> bytes:
+        """An event that may end choices."""
+        if _FINISH.search(event, choices) is None:
+            return event
+        reasons = self._record.finish_reasons
+        if chunk := _read(event):
+            ended = [choice.finish_reason for choice in chunk.choices or () if choice.finish_reason]
+            self._record.finish_reasons = [*reasons, *ended]
+        if self.answered:
+            self._withholding = True
+        elif self._terms.move_fingerprint and self.fingerprint:
+            return _with_field(event, self.fingerprint)
+        return event
+
+    def _usage_chunk(self, event: bytes) -> bytes:
+        """The chunk with no choices: the totals, and on vLLM the fingerprint and the timings."""
+        if (chunk := _read(event)) is not None:
+            usage = bytes(chunk.usage)
+            if usage and usage != b"null":
+                self._usage, self._counts = usage, {}
+            self._record.engine = read_engine_timings(bytes(chunk.metrics), bytes(chunk.timings)) or self._record.engine
+        if match := _FINGERPRINT.search(event):
+            self.fingerprint = match[0]
+        if not self._terms.drop_usage_chunk:
+            return event
+        if self._terms.move_fingerprint and self.tail and self.fingerprint:
+            self.tail = _with_field(self.tail, self.fingerprint)
+        return b""
+
+    def _unusual(self, event: bytes, now: int) -> bytes:
+        """Anything but a usual chunk: comments, other line ends, several data lines, errors, the end."""
+        data = data_of(event)
+        if data is None:
+            self._started = True
+            return event
+        if data.strip() == _DONE:
+            self.done = True
+            self.tail += event
+            return b""
+        chunk = _read_data(data)
+        if chunk is not None and chunk.choices is None and len(chunk.error):
+            return self._error(event, bytes(chunk.error))
+        self._started = True
+        if chunk is not None and chunk.choices is not None:
+            return self._unusual_chunk(event, data, chunk, now)
+        return event
+
+    def _unusual_chunk(self, event: bytes, data: bytes, chunk: _Chunk, now: int) -> bytes:
+        """A chunk in an unusual frame: observed the same way, cut only where that is safe."""
+        record = self._record
+        record.chunks += 1
+        usage = bytes(chunk.usage)
+        if usage and usage != b"null":
+            if self._several and chunk.choices:
+                self._counts[chunk.choices[0].index] = read_usage(usage) or Usage()
+            else:
+                self._usage, self._counts = usage, {}
+        if not chunk.choices:
+            timings = read_engine_timings(bytes(chunk.metrics), bytes(chunk.timings))
+            record.engine = timings or record.engine
+            return b"" if self._terms.drop_usage_chunk and usage else event
+        if _TOKEN.search(data) is not None:
+            self._token(data, 0, now)
+        ended = [choice.finish_reason for choice in chunk.choices if choice.finish_reason]
+        if ended:
+            record.finish_reasons = [*record.finish_reasons, *ended]
+            self._withholding = self._withholding or self.answered
+        start = event.rfind(_USAGE)
+        return self._take_usage(event, start)[0] if start > 0 else event
+
+    def _error(self, event: bytes, error: bytes) -> bytes:
+        if not self._started:
+            self.first_error = b'{"error":%b}' % error
+            self.done = True
+            return b""
+        self.error_event = error
+        return event
+
+    # -- several choices in one stream: each carries its own running count --
+
+    def _count_several(self, event: bytes, usage: bytes) -> None:
+        if usage and (chunk := _read(event)) is not None and chunk.choices and (said := read_usage(usage)) is not None:
+            self._counts[chunk.choices[0].index] = said
+
+    def _settle_several(self) -> None:
+        """Sum the choices; a prompt counts once, however many choices it has."""
+        # Choices of one prompt follow one another: with `n` of them each, choice i belongs to prompt i // n.
+        prompts = {index // self._terms.n: usage.prompt_tokens or 0 for index, usage in self._counts.items()}
+        completion = sum(usage.completion_tokens or 0 for usage in self._counts.values())
+        write_usage(Usage(sum(prompts.values()), completion), self._record)
+
+    def _withhold(self, out: bytes) -> bytes:
+        self.tail += out
+        if len(self.tail) > MAX_WITHHELD_BYTES and not self.done:
+            out, self.tail = self.tail, b""
+            return out
+        return b""
+
+
+def _read(event: bytes) -> _Chunk | None:
+    data = data_of(event)
+    return None if data is None else _read_data(data)
+
+
+def _read_data(data: bytes) -> _Chunk | None:
+    try:
+        return _chunk.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def _end_of_value(event: bytes, start: int) -> int:
+    """Where the JSON value at `start` (null or an object of numbers) ends; -1 if it isn't one of the two."""
+    if event.startswith(b"null", start):
+        return start + 4
+    if not event.startswith(b"{", start):
+        return -1
+    stop = event.find(b"}", start) + 1
+    while stop and event.count(b"{", start, stop) != event.count(b"}", start, stop):
+        stop = event.find(b"}", stop) + 1
+    return stop or -1
+
+
+def _with_field(event: bytes, field: bytes) -> bytes:
+    """`event` with `,"name":value` put before its last brace."""
+    at = event.rfind(b"}")
+    return event[:at] + field + event[at:]

@@ -1,0 +1,137 @@
+"""Token counts and engine timings, as engines write them.
+
+Source: OpenAI's `usage` object; vLLM adds `prompt_tokens_details.cached_tokens` (with `--enable-prompt-tokens-details`) and
+`completion_tokens_details.reasoning_tokens` (with a reasoning parser). Cached input is part of input, reasoning part of output.
+
+An explicit 0 is 0. A count that is missing, null or no whole number is unknown, and what is unknown is never written as 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from proxy.exchange import EngineTimings, Record, UsageSource
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Metrics(msgspec.Struct, gc=False):
+    """vLLM's `metrics` block."""
+
+    time_to_first_token_ms: float | None = None
+    generation_time_ms: float | None = None
+    queue_time_ms: float | None = None
+    mean_itl_ms: float | None = None
+
+
+class _Timings(msgspec.Struct, gc=False):
+    """llama.cpp's `timings` block."""
+
+    prompt_ms: float | None = None
+    predicted_ms: float | None = None
+    predicted_per_token_ms: float | None = None
+
+
+_usage = msgspec.json.Decoder(Usage)
+_metrics = msgspec.json.Decoder(_Metrics)
+_timings = msgspec.json.Decoder(_Timings)
+_anything = msgspec.json.Decoder()
+
+
+def read_usage(raw: bytes) -> Usage | None:
+    """What a `usage` object says; None if it says nothing that can be used."""
+    usage: Usage | None
+    try:
+        usage = _usage.decode(raw)
+    except msgspec.MsgspecError:
+        usage = _forgiving(raw)
+    if usage is None or (usage.prompt_tokens is None and usage.completion_tokens is None):
+        return None
+    negative = any(count is not None and count < 0 for count in (usage.prompt_tokens, usage.completion_tokens))
+    return None if negative else usage
+
+
+def write_usage(usage: Usage, record: Record) -> None:
+    """Put the engine's counts on the record. Later counts replace earlier ones: an engine counts upwards."""
+    if usage.prompt_tokens is not None:
+        record.input_tokens = usage.prompt_tokens
+    if usage.completion_tokens is not None:
+        record.output_tokens = usage.completion_tokens
+    if usage.prompt_tokens_details is not None:
+        record.cached_tokens = min(max(0, usage.prompt_tokens_details.cached_tokens or 0), record.input_tokens)
+    if usage.completion_tokens_details is not None:
+        record.reasoning_tokens = min(max(0, usage.completion_tokens_details.reasoning_tokens or 0), record.output_tokens)
+    record.usage_source = UsageSource.ENGINE
+
+
+def read_engine_timings(metrics: bytes | None, timings: bytes | None) -> EngineTimings | None:
+    """vLLM's `metrics` or llama.cpp's `timings` (JSON) as EngineTimings; None where neither can be read."""
+    try:
+        if metrics and metrics != b"null":
+            said = _metrics.decode(metrics)
+            prefill = None
+            if said.time_to_first_token_ms is not None:
+                prefill = max(0.0, said.time_to_first_token_ms - (said.queue_time_ms or 0.0))
+            return EngineTimings(
+                queue_ms=said.queue_time_ms,
+                time_to_first_token_ms=said.time_to_first_token_ms,
+                prefill_ms=prefill,
+                decode_ms=said.generation_time_ms,
+                mean_inter_token_ms=said.mean_itl_ms,
+            )
+        if timings and timings != b"null":
+            own = _timings.decode(timings)
+            return EngineTimings(
+                prefill_ms=own.prompt_ms, decode_ms=own.predicted_ms, mean_inter_token_ms=own.predicted_per_token_ms
+            )
+    except msgspec.MsgspecError:
+        return None
+    return None
+
+
+def _forgiving(raw: bytes) -> Usage | None:
+    """Field by field, for a `usage` whose shape isn't the usual one: what is a whole number counts, the rest is unknown."""
+    try:
+        said = _anything.decode(raw)
+    except msgspec.MsgspecError:
+        return None
+    if not isinstance(said, dict):
+        return None
+    cached = _whole(_field(said, "prompt_tokens_details", "cached_tokens"))
+    reasoning = _whole(_field(said, "completion_tokens_details", "reasoning_tokens"))
+    return Usage(
+        prompt_tokens=_whole(said.get("prompt_tokens")),
+        completion_tokens=_whole(said.get("completion_tokens")),
+        prompt_tokens_details=_PromptDetails(cached) if cached is not None else None,
+        completion_tokens_details=_CompletionDetails(reasoning) if reasoning is not None else None,
+    )
+
+
+def _field(said: dict[str, Any], outer: str, inner: str) -> Any:
+    value = said.get(outer)
+    return value.get(inner) if isinstance(value, dict) else None
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value if value >= 0 else None
+    if isinstance(value, float) and value.is_integer() and value >= 0:
+        return int(value)
+    return None

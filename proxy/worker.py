@@ -1,0 +1,168 @@
+"""A worker: settings → steps → pipeline → listener. `python -m proxy.worker --settings FILE --fd N`.
+
+It needs the state directory and nothing else: no database, no network but to clients and engines, no lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import time
+from pathlib import Path
+
+import uvloop
+
+from proxy import logs
+from proxy.errors import ShuttingDown
+from proxy.exchange import set_wall_anchor
+from proxy.journal import Heartbeat, HeartbeatFile, Journal
+from proxy.listener.probes import READY, Probes
+from proxy.listener.server import Server
+from proxy.pipeline import Pipeline
+from proxy.settings import Settings
+from proxy.snapshot import SnapshotFeed
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 0.25
+PROGRESS_EVERY = 4
+"""Sweeps between progress records: one a second."""
+CONNECTIONS_EVERY = 20
+"""Sweeps between looks at idle client connections: one in 5 s."""
+CONTENT_SEGMENT_BYTES = 8 * 1024 * 1024
+
+
+class Worker:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._feed = SnapshotFeed(settings.snapshot_path)
+        self._feed.poll()
+        self._journal = Journal(settings.journal_path, settings.journal.segment_bytes)
+        self._content = Journal(settings.content_path, CONTENT_SEGMENT_BYTES) if settings.capture.content else None
+        self._heartbeat = HeartbeatFile(settings.journal_path, self._journal.incarnation)
+        self._pipeline = Pipeline(settings, self._feed, self._journal, self._content)
+        self._server = Server(settings, self._pipeline.handle, Probes(self._state), self._pipeline.count_unaccepted)
+        self._stopping = asyncio.Event()
+        self._at_once = False
+        self._loop_delay_ns = 0
+        self._sweeps = 0
+
+    async def run(self, listening: socket.socket) -> None:
+        """Serve until a signal; then drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        self._beat()
+        await self._server.start(listening)
+        log.info("serving", extra={"address": "{}:{}".format(*listening.getsockname()[:2]), "journal": self._journal.incarnation})
+        sweeping = asyncio.create_task(self._sweep_forever(), name="sweep")
+        await self._stopping.wait()
+        await self._drain()
+        sweeping.cancel()
+        self._close()
+
+    def _state(self) -> str:
+        if self._server.draining:
+            return "draining"
+        if self._feed.current is None:
+            return "no snapshot yet"
+        if self._journal.full:
+            return "journal full"
+        return READY
+
+    def _stop(self) -> None:
+        self._at_once = self._stopping.is_set()
+        self._stopping.set()
+
+    async def _drain(self) -> None:
+        """Not ready, no new connections; answers under way may finish, up to the grace time; then they fail visibly."""
+        self._server.drain()
+        in_flight = self._pipeline.admission.in_flight
+        log.info("draining", extra={"in_flight": len(in_flight)})
+        deadline = time.monotonic() + self._settings.timeouts.drain
+        while in_flight and time.monotonic() < deadline and not self._at_once:
+            await asyncio.sleep(0.02)
+        if in_flight:
+            log.warning("grace time is over", extra={"in_flight": len(in_flight)})
+            self._pipeline.interrupt_all(ShuttingDown("The proxy is shutting down."))
+        await asyncio.sleep(0)  # let the last writes reach their sockets
+
+    def _close(self) -> None:
+        self._beat()
+        self._pipeline.relay.close()
+        self._journal.close()
+        if self._content is not None:
+            self._content.close()
+        self._heartbeat.close()
+
+    async def _sweep_forever(self) -> None:
+        """One coarse timer for everything that time does: timeouts, expiry, progress, the snapshot, the heartbeat."""
+        while True:
+            due = time.monotonic_ns() + int(SWEEP_S * 1e9)
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic_ns()
+            self._loop_delay_ns = max(0, now - due)
+            try:
+                self._sweep(now)
+            except Exception:
+                log.exception("a bug in the sweep")
+
+    def _sweep(self, now_ns: int) -> None:
+        self._sweeps += 1
+        set_wall_anchor()
+        if self._feed.poll() and self._feed.current is not None:
+            self._pipeline.relay.keep_only(self._feed.current.backends)
+        self._pipeline.sweep(now_ns)
+        if self._sweeps % PROGRESS_EVERY == 0:
+            self._pipeline.record_progress()
+        if self._sweeps % CONNECTIONS_EVERY == 0:
+            self._server.sweep(now_ns)
+        self._beat()
+
+    def _beat(self) -> None:
+        journal, snapshot = self._journal, self._feed.current
+        segment, position = journal.position
+        self._heartbeat.write(
+            Heartbeat(
+                incarnation=journal.incarnation,
+                unix_ns=time.time_ns(),
+                in_flight=len(self._pipeline.admission.in_flight),
+                in_flight_by_backend=dict(self._pipeline.router.in_flight),
+                connections=len(self._server.connections),
+                loop_delay_ns=self._loop_delay_ns,
+                snapshot_unix_ns=snapshot.published_unix_ns if snapshot is not None else 0,
+                segment=segment,
+                segment_position=position,
+                unrecorded=journal.unrecorded,
+                journal_full=journal.full,
+                draining=self._server.draining,
+                unaccepted=self._pipeline.unaccepted,
+            )
+        )
+
+
+async def _serve(settings: Settings, fd: int) -> None:
+    listening = socket.socket(fileno=fd)
+    listening.setblocking(False)
+    await Worker(settings).run(listening)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="proxy.worker", description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True, help="effective settings, as the supervisor wrote them")
+    parser.add_argument("--fd", type=int, required=True, help="an inherited listening socket")
+    arguments = parser.parse_args()
+    logs.setup("worker")
+    # What a request leaves behind is freed by reference counts; what was imported needs no looking through.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
+    uvloop.run(_serve(Settings.read(arguments.settings), arguments.fd))
+
+
+if __name__ == "__main__":
+    main()
