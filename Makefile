@@ -1,0 +1,94 @@
+# Needs make, python3 (3.11 or newer, with venv and pip) and a package index; nothing else. `make` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help up test test-long bench lint check lock clean environment
+
+help:
+	@echo 'make up          start the proxy; with no backend configured also two engines with a small model, and Phoenix'
+	@echo 'make test        the tests that run in minutes       make test-long   the full-length ones'
+	@echo 'make lint        ruff, mypy, import-linter           make check       lint + test'
+	@echo 'make bench       side-by-side measurements           make lock        renew the lock files (ARGS=--upgrade)'
+	@echo 'make clean       remove what was built; data in .glasshouse stays'
+	@echo 'ARGS="..." is handed to the command behind up, test, test-long, bench and lock.'
+
+up: $(STAMPS)/runtime
+	$(BIN)/glasshouse up $(ARGS)
+
+test: $(STAMPS)/dev
+	$(BIN)/pytest $(ARGS)
+
+test-long: $(STAMPS)/dev
+	$(BIN)/pytest -m long $(ARGS)
+
+bench: $(STAMPS)/dev
+	$(BIN)/pytest -m bench $(ARGS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+# One environment in three layers: what builds, what runs, what develops. A stamp says that its layer is complete, so an
+# interrupted build is taken up again. The locks are complete and hashed: nothing is resolved. uv installs; it does not read pip's
+# configuration, so pip stands in where only that knows the index.
+
+pip := $(BIN)/python -m pip --disable-pip-version-check install
+locked := --no-deps --require-hashes
+old_enough := 'import sys; sys.exit(sys.version_info < (3, 11))'
+
+install = @echo 'Installing $(1)'; $(BIN)/uv pip install --python $(BIN)/python $(locked) -r $(1) || { \
+  echo 'uv could not; trying pip, which has a configuration of its own.'; $(pip) $(locked) -r $(1); }
+
+$(STAMPS)/build: requirements-build.txt
+	@$(BIN)/python -c $(old_enough) 2>/dev/null || $(MAKE) --no-print-directory environment
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	@echo 'Installing requirements-build.txt'; $(pip) --progress-bar off $(locked) -r requirements-build.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/runtime: requirements.txt pyproject.toml $(STAMPS)/build
+	$(call install,requirements.txt)
+	@$(pip) --quiet --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STAMPS)/dev: requirements-dev.txt $(STAMPS)/runtime
+	$(call install,requirements-dev.txt)
+	@touch $@
+
+environment:
+	@$(PYTHON) -c $(old_enough) || { \
+	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..."; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' comes without venv or pip. On Debian and Ubuntu: apt-get install python3-venv"; \
+	  exit 1; }
+	@echo 'Building the environment in $(VENV), once: a minute or less.'
+	$(PYTHON) -m venv --clear $(VENV)
+
+# The locks hold for CPython 3.11 and later on Linux (x86_64 and aarch64) and macOS: one resolution, with markers where they differ.
+# All files of a release are hashed, so that any of its wheels may be taken. No package index is named in them. The engine's list is
+# not a closure: see its source.
+
+compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
+  --custom-compile-command 'make lock' $(ARGS)
+embedded := proxy/embedded/requirements
+
+lock: $(STAMPS)/build
+	$(compile) requirements-build.in --output-file requirements-build.txt
+	$(compile) pyproject.toml --output-file requirements.txt
+	$(compile) pyproject.toml --extra dev requirements-build.in --constraint requirements.txt --constraint requirements-build.txt \
+	  --output-file requirements-dev.txt
+	$(compile) $(embedded)-phoenix.in --output-file $(embedded)-phoenix.txt
+	$(compile) $(embedded)-engine.in --no-deps --output-file $(embedded)-engine.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .glasshouse/env
+	find proxy collectors tests -name __pycache__ -type d -prune -exec rm -rf {} +
