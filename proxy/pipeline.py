@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable
 
 from proxy.accounting import price
@@ -80,7 +81,7 @@ class Pipeline:
         record.request_bytes = len(exchange.body)
         if len(headers) > 1:
             self._correlate(exchange, headers)
-        record.authenticated_ns = exchange.elapsed_ns()
+        record.authenticated_ns = time.monotonic_ns() - exchange.origin_ns
 
     def _correlate(self, exchange: Exchange, headers: dict[bytes, bytes]) -> None:
         """Join the caller's trace (W3C Trace Context), and keep its request id as an attribute: ids that count are ours."""
@@ -99,7 +100,7 @@ class Pipeline:
     def _admit(self, exchange: Exchange) -> Permit:
         if self._refuse_unrecorded and self._journal.full:
             raise NotReady("The proxy can't record requests right now.", code="journal_full")
-        exchange.record.admitted_ns = exchange.elapsed_ns()
+        exchange.record.admitted_ns = time.monotonic_ns() - exchange.origin_ns
         return self.admission.admit(exchange)
 
     def _answer(self, exchange: Exchange, operation: Operation, reply: Reply) -> None:
@@ -118,7 +119,7 @@ class Pipeline:
     def _route(self, exchange: Exchange, read: Callable[[bytes, Record], Request]) -> tuple[Request, Model, Snapshot]:
         """What is asked for, of which model. The backend is bound by the relay, when it is free to be sent to."""
         request = read(exchange.body, exchange.record)
-        snapshot = self._snapshot()
+        snapshot = self._feed.current or self._snapshot()
         model = snapshot.models.get(request.model)
         if model is None:
             raise models.unknown_model(request.model)
@@ -158,7 +159,7 @@ class Pipeline:
         record.status = reply.status or (exchange.error.status if exchange.error is not None else 0)
         record.response_bytes = reply.sent + (0 if gone else len(reply.tail))
         record.unsent_bytes = 0 if gone else reply.unsent_bytes()
-        record.ended_ns = exchange.elapsed_ns()
+        record.ended_ns = time.monotonic_ns() - exchange.origin_ns
         self._journal.append(encode_record(Phase.CLOSING, record))
 
     def _keep_content(self, content: Journal, exchange: Exchange, reply: Reply) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from proxy.relay.connection import UpstreamConnection
 
-_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+"""With the phrases of the standard library, which are also uvicorn's, and so vLLM's."""
 
 
 class Reply:
@@ -25,7 +26,7 @@ class Reply:
     _head = b""
     _chunked = False
     _streaming = False
-    _upstream: UpstreamConnection | None = None
+    upstream: UpstreamConnection | None = None
     captured = b""
     """The body so far, where capture is on."""
     status = 0
@@ -33,6 +34,8 @@ class Reply:
     sent = 0
     """Bytes of the body handed to the client's socket so far."""
     started = False
+    gone = False
+    """The client has left, or was dropped."""
     broken = False
     """The answer can't be completed: the connection closes without a proper end."""
     paused = False
@@ -49,14 +52,10 @@ class Reply:
     def keep_alive(self) -> bool:
         return not self._close and not self.broken
 
-    @property
-    def gone(self) -> bool:
-        return self._transport.is_closing()
-
     # -- the answer --
 
-    def head(self, status: int, lines: bytes, *, sized: bool, streaming: bool) -> None:
-        """Status line and header lines as the engine wrote them, without those of a single hop. `sized`: with content-length."""
+    def head(self, status: int, lines: bytes, sized: bool, streaming: bool) -> None:
+        """The engine's status and header lines, without those of a single hop. `sized`: content-length is among them."""
         self.status = status
         self._head = lines
         self._chunked = not sized
@@ -64,7 +63,7 @@ class Reply:
 
     def replace_head(self, status: int) -> None:
         """Another status for an answer that hasn't started: it becomes a JSON error."""
-        self.head(status, _status_line(status) + b"content-type: application/json\r\n", sized=False, streaming=False)
+        self.head(status, b"content-type: application/json\r\n", False, False)
 
     def write(self, data: bytes) -> None:
         """Part of the body, as it comes."""
@@ -78,7 +77,7 @@ class Reply:
     def whole(self, status: int, body: bytes, content_type: bytes = b"application/json", extra: bytes = b"") -> None:
         """An answer of our own, held back until `release`."""
         self.status = status
-        self._head = _status_line(status) + b"content-type: " + content_type + b"\r\n" + extra
+        self._head = b"content-type: " + content_type + b"\r\n" + extra
         self._chunked = True
         self.tail = body
 
@@ -97,8 +96,8 @@ class Reply:
 
     def release(self) -> None:
         """Let the terminal bytes go."""
-        self._upstream = None
-        if self._transport.is_closing():
+        self.upstream = None
+        if self.gone:
             return
         if self.broken:
             if self.started and self.tail:
@@ -122,6 +121,7 @@ class Reply:
 
     def abort(self) -> None:
         """Drop the client, and what it hasn't taken."""
+        self.gone = True
         self._transport.abort()
 
     def unsent_bytes(self) -> int:
@@ -146,26 +146,18 @@ class Reply:
                 lines += b"transfer-encoding: chunked\r\n"
         if self._close:
             lines += b"connection: close\r\n"
-        return b"%bx-request-id: %b\r\n\r\n" % (lines, self._id.encode())
+        status_line = _STATUS_LINES.get(self.status) or b"HTTP/1.1 %d Status\r\n" % self.status
+        return b"%b%bx-request-id: %b\r\n\r\n" % (status_line, lines, self._id.encode())
 
     # -- flow control: a client that reads slowly slows its engine down --
-
-    def feeds_from(self, upstream: UpstreamConnection) -> None:
-        self._upstream = upstream
-        if self.paused:
-            upstream.pause_reading()
 
     def pause(self, now_ns: int) -> None:
         self.paused = True
         self.paused_since_ns = now_ns
-        if self._upstream is not None:
-            self._upstream.pause_reading()
+        if self.upstream is not None:
+            self.upstream.pause_reading()
 
     def resume(self) -> None:
         self.paused = False
-        if self._upstream is not None:
-            self._upstream.resume_reading()
-
-
-def _status_line(status: int) -> bytes:
-    return b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"Error"))
+        if self.upstream is not None:
+            self.upstream.resume_reading()

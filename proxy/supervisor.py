@@ -37,7 +37,7 @@ from proxy.settings import Settings, address
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
-FIRST_DELAY, LONGEST_DELAY, GOOD_LIFE = 0.1, 5.0, 10.0
+FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 PROBE_EVERY, PROBE_TIMEOUT = 0.05, 2.0
 AFTER_DRAIN = 5.0
 COLLECTOR_TIMEOUT, CONTROL_TIMEOUT = 60.0, 10.0
@@ -63,12 +63,12 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class Child:
-    """What to run. `ready_url` answers 200 when it is up; None = as soon as it runs."""
+    """What to run. `ready_url` answers 200 when it is up."""
 
     name: str
     stage: Stage
     argv: Sequence[str]
-    ready_url: str | None = None
+    ready_url: str
     stop_timeout: float = 10.0
     env: Mapping[str, str] | None = None
     """The whole environment; None = ours."""
@@ -254,12 +254,14 @@ class Supervisor:
 
     # -- signals --
 
-    def handle_signals(self) -> None:
-        """SIGTERM, SIGINT: stop; a second one: at once. SIGHUP is where reloading will go."""
+    def handle_signals(self, *, terminal: bool = False) -> None:
+        """SIGTERM, SIGINT: stop; a second one: at once. SIGHUP on a terminal says that it was closed: the same; elsewhere it is
+        where reloading will go."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if terminal else [])):
             loop.add_signal_handler(number, self._on_stop_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP ignored: this version reloads nothing; restart instead")
+        if not terminal:
+            loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP ignored: this version reloads nothing; restart it")
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         log.info("signal", extra={"signal": number.name, "again": self.asked_to_stop.is_set()})
@@ -303,13 +305,14 @@ class Supervisor:
 
 
 class Backoff:
-    """How long to wait before the next start: doubles with each short life, starts again after a good one."""
+    """How long to wait before the next start: doubles while it can't come up. What was up starts again almost at once: its
+    clients are waiting, and coming up takes long enough to keep this from being a tight loop."""
 
     def __init__(self) -> None:
         self._delay = 0.0
 
-    def after(self, lived: float) -> float:
-        self._delay = FIRST_DELAY if lived >= GOOD_LIFE or not self._delay else min(LONGEST_DELAY, self._delay * 2)
+    def after(self, was_ready: bool) -> float:
+        self._delay = FIRST_DELAY if was_ready or not self._delay else min(LONGEST_DELAY, self._delay * 2)
         return self._delay
 
 
@@ -345,10 +348,9 @@ class _Kept:
     async def _keep(self) -> None:
         backoff = Backoff()
         while not self._stopping:
-            started = time.monotonic()
-            await self._live(started)
+            was_ready = await self._live()
             if not self._stopping:
-                delay = backoff.after(time.monotonic() - started)
+                delay = backoff.after(was_ready)
                 self._report_death(delay)
                 self._resting = True
                 self._hurry.clear()
@@ -356,9 +358,16 @@ class _Kept:
                     await asyncio.wait_for(self._hurry.wait(), delay)
                 self._resting = False
 
-    async def _live(self, started: float) -> None:
-        """One incarnation, from its start to its death."""
-        process = await self._spawn()
+    async def _live(self) -> bool:
+        """One incarnation, from its start to its death; True if it ever was ready."""
+        started = time.monotonic()
+        try:
+            process = await self._spawn()
+        except OSError as error:  # no process, no memory or no log to be had: perhaps later
+            log.error("not started", extra={"child": self.child.name, "error": str(error)})
+            self._status = None
+            self._deaths += 1
+            return False
         self._process = process
         if self._stopping:  # while it was being started
             self._signal(signal.SIGTERM)
@@ -367,8 +376,9 @@ class _Kept:
         probe.cancel()
         self._process = None
         _kill_group(process.pid)  # nothing that it started outlives it
-        self._deaths = 1 if self.ready else self._deaths + 1
-        self.ready = False
+        was_ready, self.ready = self.ready, False
+        self._deaths = 1 if was_ready else self._deaths + 1
+        return was_ready
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         child = self.child
@@ -386,11 +396,10 @@ class _Kept:
         return process
 
     async def _probe(self, started: float) -> None:
-        if self.child.ready_url is not None:
-            while True:
-                if await answers(self.child.ready_url):
-                    break
-                await asyncio.sleep(PROBE_EVERY)
+        while True:
+            if await answers(self.child.ready_url):
+                break
+            await asyncio.sleep(PROBE_EVERY)
         self.ready = self.was_ready = True
         self._changed.set()
         log.info("ready", extra={"child": self.child.name, "seconds": round(time.monotonic() - started, 3)})
@@ -564,7 +573,7 @@ def _url(listen: str, path: str) -> str:
 
 def _ended(status: int | None) -> str:
     if status is None:
-        return "has not run"
+        return "could not be started"
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"ended with status {status}"

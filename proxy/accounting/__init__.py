@@ -11,7 +11,8 @@ def price(record: Record, model: Model | None, currency: str) -> None:
     or whose model has no price, costs nothing."""
     if model is None:
         return
-    fresh = record.input_tokens - record.cached_tokens
-    pico = fresh * model.input_pico + record.cached_tokens * model.cached_input_pico + record.output_tokens * model.output_pico
+    pico = record.input_tokens * model.input_pico + record.output_tokens * model.output_pico
+    if record.cached_tokens:
+        pico -= record.cached_tokens * (model.input_pico - model.cached_input_pico)
     record.cost_nano = (pico + 500) // 1000
     record.currency = currency

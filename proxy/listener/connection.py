@@ -22,7 +22,7 @@ from proxy.reply import Reply
 if TYPE_CHECKING:
     from proxy.listener.server import Server
 
-_WANTED = frozenset((b"authorization", b"x-request-id", b"traceparent", b"tracestate", b"expect"))
+_WANTED = frozenset((b"authorization", b"x-request-id", b"traceparent", b"tracestate"))
 _SEND_BUFFER_BYTES = 64 * 1024
 """Small, so that a reader who stopped is felt after kilobytes and not after megabytes."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -50,11 +50,9 @@ class ClientConnection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._head_bytes = 0
-        self._in_head = False
-        self._body: list[bytes] = []
+        self._body = b""
+        self._more_body: list[bytes] = []
         self._body_bytes = 0
-        self._keep_alive = True
-        self._http_1_0 = False
         # for the one that runs
         self._exchange: Exchange | None = None
         self._reply: Reply | None = None
@@ -88,12 +86,14 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequest(f"The request isn't valid HTTP/1.1: {error}."))
-        if self._in_head:
+        if self._reading and not self._body:
             self._bound_head(len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
         self._waiting.clear()
+        if self._reply is not None:
+            self._reply.gone = True
         if self._exchange is not None:
             self._exchange.flow.interrupt(ClientGone("The client closed the connection before its answer was complete."))
 
@@ -107,47 +107,44 @@ class ClientConnection(asyncio.Protocol):
 
     # -- httptools --
 
-    def on_message_begin(self) -> None:
-        self._reading = self._in_head = True
-        self._origin_ns = self.active_ns
-        self._target = b""
-        self._headers = {}
-        self._head_bytes = 0
-        self._body = []
-        self._body_bytes = 0
-
     def on_url(self, url: bytes) -> None:
+        if not self._reading:
+            self._reading = True
+            self._origin_ns = self.active_ns
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         if name in _WANTED:
             self._headers[name] = value
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        parser = self._parser
-        self._keep_alive = parser.should_keep_alive()
-        self._http_1_0 = parser.get_http_version() == "1.0"
-        if b"expect" in self._headers and self._headers[b"expect"].lower() == b"100-continue" and self._exchange is None:
+        elif name == b"expect" and value.lower() == b"100-continue" and self._exchange is None:
             self._transport.write(_CONTINUE)
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
-        limit = self._server.settings.limits.body_bytes
-        if self._body_bytes > limit:
-            raise BodyTooLarge(f"The request body is larger than {limit} bytes.")
-        self._body.append(data)
+        if self._body_bytes > self._server.body_limit:
+            raise BodyTooLarge(f"The request body is larger than {self._server.body_limit} bytes.")
+        if self._body:
+            self._more_body.append(data)
+        else:
+            self._body = data  # most bodies come in one piece
 
     def on_message_complete(self) -> None:
-        self._reading = False
+        parser = self._parser
         body = self._body
-        whole = body[0] if len(body) == 1 else b"".join(body)
-        method = self._parser.get_method()
+        if self._more_body:
+            body = b"".join([body, *self._more_body])
+            self._more_body = []
+        http_1_0 = parser.get_http_version() == "1.0"
+        request = (self._origin_ns, parser.get_method(), self._target, self._headers, body, parser.should_keep_alive(), http_1_0)
+        self._reading = False
+        self._target = self._body = b""
+        self._headers = {}
+        self._head_bytes = self._body_bytes = 0
         if self._exchange is None and not self._waiting:
-            self._start(self._origin_ns, method, self._target, self._headers, whole, self._keep_alive, self._http_1_0)
+            self._start(*request)
         else:
-            self._waiting.append((self._origin_ns, method, self._target, self._headers, whole, self._keep_alive, self._http_1_0))
+            self._waiting.append(request)
 
     def _bound_head(self, length: int) -> None:
         """A head that isn't complete after this read. One that comes in a single read is as large as a read at most."""

@@ -26,6 +26,7 @@ class Server:
         self, settings: Settings, handle: Handler, probes: Probes, count_unaccepted: Callable[[ProxyError], None]
     ) -> None:
         self.settings = settings
+        self.body_limit = settings.limits.body_bytes
         self.capture = settings.capture.content
         self.handle = handle
         self.probes = probes

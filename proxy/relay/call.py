@@ -3,7 +3,7 @@ the answer is complete, and interrupts it when the answer fails."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -82,7 +82,10 @@ class Call:
         self._connection = connection
         self.last_ns = now_ns
         self._exchange.record.sent_ns = now_ns - self._origin_ns
-        self._reply.feeds_from(connection)
+        reply = self._reply
+        reply.upstream = connection
+        if reply.paused:
+            connection.pause_reading()
         connection.send(self, payload)
 
     def close(self) -> None:
@@ -93,28 +96,18 @@ class Call:
 
     # -- from the connection --
 
-    def head(self, status: int, reason: bytes, headers: list[bytes], now_ns: int) -> None:
+    def head(self, status: int, headers: list[bytes], now_ns: int) -> None:
         """`headers`: name, b": ", value, b"\\r\\n", name, ..."""
         self.heard = True
         self.last_ns = now_ns
         self.status = status
         self.first_byte_ns = self._exchange.record.first_byte_ns = now_ns - self._origin_ns
-        sized = streaming = False
-        single_hop = False
-        at = 0
-        for name in headers[::4]:
-            lower = name.lower()
-            if lower == b"content-type":
-                streaming = status == 200 and headers[at + 2].startswith(b"text/event-stream")
-            elif lower == b"content-length":
-                sized = True
-            elif lower in _HOP_BY_HOP:
-                single_hop = True
-            at += 4
-        if single_hop:
+        names = tuple(headers[::4])
+        shape = _SHAPES.get(names) or _learn_shape(names)
+        streaming = status == 200 and shape.type_at > 0 and headers[shape.type_at].startswith(b"text/event-stream")
+        if shape.single_hop:
             headers = _without_hop_by_hop(headers)
-        lines = b"HTTP/1.1 %d %b\r\n%b" % (status, reason, b"".join(headers))
-        self._reply.head(status, lines, sized=sized, streaming=streaming)
+        self._reply.head(status, b"".join(headers), shape.sized, streaming)
         if streaming:
             self._observe()
 
@@ -255,6 +248,28 @@ class Call:
         elif silent_s > timeouts.between_chunks:
             return UpstreamTimeout(f"The engine fell silent for {timeouts.between_chunks:g} s.", code="idle_timeout")
         return None
+
+
+class _Shape(NamedTuple):
+    """What the names in an answer's head say. An engine's heads are alike, so each sequence of names is looked through once."""
+
+    sized: bool
+    type_at: int
+    """Where the value of content-type is among name, b": ", value, b"\\r\\n", ...; 0 if there is none."""
+    single_hop: bool
+
+
+_SHAPES: dict[tuple[bytes, ...], _Shape] = {}
+_MAX_SHAPES = 1000
+
+
+def _learn_shape(names: tuple[bytes, ...]) -> _Shape:
+    lower = [name.lower() for name in names]
+    type_at = lower.index(b"content-type") * 4 + 2 if b"content-type" in lower else 0
+    shape = _Shape(b"content-length" in lower, type_at, not _HOP_BY_HOP.isdisjoint(lower))
+    if len(_SHAPES) < _MAX_SHAPES:
+        _SHAPES[names] = shape
+    return shape
 
 
 def _without_hop_by_hop(headers: list[bytes]) -> list[bytes]:

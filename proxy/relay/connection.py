@@ -24,11 +24,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
         self.idle_since_ns = 0
+        self.closed = False
         # for one answer
         self.call: Call | None = None
         self.draining = False
         """The answer is complete for us, but the engine hasn't ended it yet: its last bytes are dropped."""
-        self._reason = b""
         self._headers: list[bytes] = []
         """name, b": ", value, b"\\r\\n", name, ...: ready to be joined."""
         self._head_bytes = 0
@@ -55,11 +55,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Close at once: the engine notices, and stops generating."""
         self.call = None
         self.draining = False
+        self.closed = True
         self._transport.abort()
-
-    @property
-    def closing(self) -> bool:
-        return self._transport.is_closing()
 
     def pause_reading(self) -> None:
         self._transport.pause_reading()
@@ -94,6 +91,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._fail(UpstreamMalformed("The engine's answer has too large a head."))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
         self._pool.forget(self)
         call, self.call = self.call, None
         if call is not None:
@@ -108,28 +106,26 @@ class UpstreamConnection(asyncio.Protocol):
 
     # -- httptools --
 
-    def on_status(self, reason: bytes) -> None:
-        self._reason = reason
-
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers += (name, b": ", value, b"\r\n")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        self._interim = status < 200
-        if self._interim:
+        if status < 200:
+            self._interim = True
             self._headers = []
-        elif (call := self.call) is not None:
-            self._heading = False
-            call.head(status, self._reason, self._headers, self._now)
+            return
+        self._heading = False
+        if self.call is not None:
+            self.call.head(status, self._headers, self._now)
 
     def on_body(self, data: bytes) -> None:
-        call = self.call
-        if call is not None:
-            call.body(data, self._now)
+        if self.call is not None:
+            self.call.body(data, self._now)
 
     def on_message_complete(self) -> None:
         if self._interim:
+            self._interim = False
             return
         call, self.call = self.call, None
         self.draining = False

@@ -40,7 +40,7 @@ class Pool:
         oldest_ns = time.monotonic_ns() - self._idle_ns
         while idle:
             connection = idle.pop()
-            if connection.idle_since_ns >= oldest_ns and not connection.closing:
+            if connection.idle_since_ns >= oldest_ns and not connection.closed:
                 return connection
             connection.abort()
         return None

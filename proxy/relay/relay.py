@@ -29,9 +29,9 @@ class Relay:
 
     async def relay(self, exchange: Exchange, request: Request, model: Model, snapshot: Snapshot, reply: Reply) -> None:
         """Have one backend answer: the best that can be reached. Raises what the last one failed with."""
-        router = self._router
+        in_flight = self._router.in_flight
         failed: UpstreamUnreachable | None = None
-        for name in router.candidates(model):
+        for name in self._router.candidates(model):
             backend = snapshot.backends.get(name)
             if backend is None:
                 continue
@@ -39,7 +39,7 @@ class Relay:
             if pool is None or pool.backend is not backend:
                 pool = self._new_pool(backend)
             connection = pool.take()
-            router.enter(name)
+            in_flight[name] += 1
             try:
                 await self._attempt(pool, connection, exchange, request, reply)
             except UpstreamUnreachable as error:
@@ -53,7 +53,7 @@ class Relay:
             else:
                 return
             finally:
-                router.leave(name)
+                in_flight[name] -= 1
         raise failed or NotReady(f"No backend serves the model `{model.name}` right now.", code="no_backend")
 
     async def _attempt(
@@ -65,10 +65,10 @@ class Relay:
             raise TypeError("only an operation with an engine behind it is relayed")
         record = exchange.record
         backend = pool.backend
-        attempt = Attempt(backend.name, exchange.elapsed_ns(), reused=connection is not None)
-        record.attempts = [*record.attempts, attempt]
-        number = len(record.attempts)
-        if number == 1:
+        attempt = Attempt(backend.name, time.monotonic_ns() - exchange.origin_ns, reused=connection is not None)
+        attempts = record.attempts
+        attempts.append(attempt)
+        if len(attempts) == 1:
             self._opening(exchange)
         body, terms = operation.prepare(exchange.body, request, backend.kind)
         call = exchange.call = Call(exchange, reply, operation, terms, pool, self._settings)
@@ -76,7 +76,7 @@ class Relay:
             if connection is None:
                 connection = await exchange.flow.until(asyncio.ensure_future(pool.connect()))
                 attempt.connected_ns = exchange.elapsed_ns()
-            call.begin(connection, pool.payload(operation, exchange, body, number), time.monotonic_ns())
+            call.begin(connection, pool.payload(operation, exchange, body, len(attempts)), time.monotonic_ns())
             await exchange.flow.wait()
         except ProxyError as error:
             attempt.error = error.error_code or error.type
@@ -84,8 +84,9 @@ class Relay:
         finally:
             attempt.status = call.status
             attempt.first_byte_ns = call.first_byte_ns
-            attempt.ended_ns = exchange.elapsed_ns()
-            call.close()
+            attempt.ended_ns = time.monotonic_ns() - exchange.origin_ns
+            if not call.complete:
+                call.close()
 
     def _new_pool(self, backend: Backend) -> Pool:
         """The pool of a backend that is new, or that a new snapshot describes; it stays if only the description's place changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from proxy.snapshot import Model
@@ -11,7 +12,7 @@ class Router:
     """Orders backends by what this worker has in flight there. Equally loaded ones take turns, so that an idle pair shares the work."""
 
     def __init__(self) -> None:
-        self.in_flight: dict[str, int] = {}
+        self.in_flight: defaultdict[str, int] = defaultdict(int)
         """Requests in flight by backend; a backend that had any stays, with 0."""
         self._turn = 0
 
@@ -24,9 +25,3 @@ class Router:
         turn = self._turn % len(names)
         load = self.in_flight
         return sorted((*names[turn:], *names[:turn]), key=lambda name: load.get(name, 0))
-
-    def enter(self, backend: str) -> None:
-        self.in_flight[backend] = self.in_flight.get(backend, 0) + 1
-
-    def leave(self, backend: str) -> None:
-        self.in_flight[backend] -= 1

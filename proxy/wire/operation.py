@@ -62,8 +62,9 @@ def observe_answer(body: bytes, record: Record) -> None:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         _observe_odd_answer(body, record)
         return
-    if answer.choices:
-        record.finish_reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
+    for choice in answer.choices or ():
+        if choice.finish_reason:
+            record.finish_reasons.append(choice.finish_reason)
     if answer.usage is not None:
         write_usage(answer.usage, record)
     if answer.metrics or answer.timings:

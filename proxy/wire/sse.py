@@ -3,8 +3,8 @@
 An event ends with a blank line; lines end with LF, CRLF or CR. Events come out as the very bytes that went in, so a relay can
 forward them untouched. Two rules that are easy to get wrong:
 
-- CRLF is one line end, also when CR and LF arrive apart: an event that ends in `CR CR` or `CRLF CR` is complete at the CR, and a
-  LF that follows belongs to it. It is handed on with the next event, where a parser takes it for an empty line, which is nothing.
+- CRLF is one line end, also when CR and LF arrive apart: after `CRLF CR` or `LF CR` the next byte decides where the event ends, so
+  it is waited for. (`CR CR` ends one at once: who ends lines with CR doesn't end the next with CRLF.)
 - An event without an end is bounded: `OversizedEvent` after `limit` bytes.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+_BLANK_LINE = re.compile(rb"(?:\r\n|\n)(?:\r\n|\n|\r(?=[^\n]))|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
 

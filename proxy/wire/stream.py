@@ -34,6 +34,7 @@ from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_usage
 _DONE = b"[DONE]"
 _CHOICES = b'"choices":'
 _USAGE = b',"usage":'
+_SPACED_USAGE = re.compile(rb',\s*"usage":\s*(?=[{n])')
 _FINISH = re.compile(rb'"finish_reason":\s*"')
 _TOKEN = re.compile(rb'"(?:content|reasoning|reasoning_content|refusal|text|arguments|name)":\s*"(?!")')
 _CONTENT = re.compile(rb'"(?:content|text)":\s*"(?!")')
@@ -133,20 +134,22 @@ class StreamObserver:
         return self._withhold(out) if self._withholding else out
 
     def _event(self, event: bytes, now: int) -> bytes:
-        if self.done:
-            return b""
         choices = event.find(_CHOICES)
         value = choices + len(_CHOICES)
-        if choices < 0 or not event.startswith(b"[", value) or not event.startswith(b"data: {"):
+        if self.done or choices < 0 or not event.startswith(b"[", value):
             return self._unusual(event, now)
-        record = self._record
-        record.chunks += 1
         if event.startswith(b"[]", value):
-            return self._usage_chunk(event)
+            return self._without_choices(event)
         start = event.rfind(_USAGE)
         usage = b""
         if start > 0:
-            event, usage = self._take_usage(event, start)
+            event, usage = self._take_usage(event, start, start + len(_USAGE))
+        return self._chunk(event, choices, usage, now)
+
+    def _chunk(self, event: bytes, choices: int, usage: bytes, now: int) -> bytes:
+        """A chunk of the answer; `choices` is where they begin, `usage` what was said with it."""
+        record = self._record
+        record.chunks += 1
         self._started = True
         if self._several:
             self._count_several(event, usage)
@@ -172,38 +175,42 @@ class StreamObserver:
         if not record.first_content_ns and _CONTENT.search(event, choices) is not None:
             record.first_content_ns = now
 
-    def _take_usage(self, event: bytes, start: int) -> tuple[bytes, bytes]:
-        """→ (the event as the client may see it, the usage object or b"")."""
-        value = start + len(_USAGE)
+    def _take_usage(self, event: bytes, start: int, value: int) -> tuple[bytes, bytes]:
+        """The field `,"usage":` at `start`, its value at `value` → (the event as the client may see it, the object or b"")."""
         stop = _end_of_value(event, value)
         if stop < 0:
             return event, b""
         usage = event[value:stop]
+        if usage == b"null":
+            # Nobody counted here; where the client asked for the totals, it may see that.
+            cut = self._terms.drop_usage_chunk
+            return (event[:start] + event[stop:] if cut else event), b""
         if self._terms.cut_usage:
             event = event[:start] + event[stop:]
-        return event, b"" if usage == b"null" else usage
+        return event, usage
 
     def _finishing(self, event: bytes, choices: int) -> bytes:
         """An event that may end choices."""
         if _FINISH.search(event, choices) is None:
             return event
-        reasons = self._record.finish_reasons
         if chunk := _read(event):
-            ended = [choice.finish_reason for choice in chunk.choices or () if choice.finish_reason]
-            self._record.finish_reasons = [*reasons, *ended]
+            self._record.finish_reasons += [choice.finish_reason for choice in chunk.choices or () if choice.finish_reason]
         if self.answered:
             self._withholding = True
         elif self._terms.move_fingerprint and self.fingerprint:
             return _with_field(event, self.fingerprint)
         return event
 
-    def _usage_chunk(self, event: bytes) -> bytes:
-        """The chunk with no choices: the totals, and on vLLM the fingerprint and the timings."""
-        if (chunk := _read(event)) is not None:
-            usage = bytes(chunk.usage)
-            if usage and usage != b"null":
-                self._usage, self._counts = usage, {}
-            self._record.engine = read_engine_timings(bytes(chunk.metrics), bytes(chunk.timings)) or self._record.engine
+    def _without_choices(self, event: bytes) -> bytes:
+        """A chunk with no choices: the totals, and on vLLM the fingerprint and the timings; or something of another server's."""
+        self._record.chunks += 1
+        chunk = _read(event)
+        usage = bytes(chunk.usage) if chunk is not None else b""
+        if chunk is None or usage in (b"", b"null"):
+            self._started = True
+            return event
+        self._usage, self._counts = usage, {}
+        self._record.engine = read_engine_timings(bytes(chunk.metrics), bytes(chunk.timings)) or self._record.engine
         if match := _FINGERPRINT.search(event):
             self.fingerprint = match[0]
         if not self._terms.drop_usage_chunk:
@@ -213,7 +220,9 @@ class StreamObserver:
         return b""
 
     def _unusual(self, event: bytes, now: int) -> bytes:
-        """Anything but a usual chunk: comments, other line ends, several data lines, errors, the end."""
+        """Anything but a chunk as vLLM writes it: a comment, the end, an error, JSON with spaces in it."""
+        if self.done:
+            return b""
         data = data_of(event)
         if data is None:
             self._started = True
@@ -223,35 +232,17 @@ class StreamObserver:
             self.tail += event
             return b""
         chunk = _read_data(data)
-        if chunk is not None and chunk.choices is None and len(chunk.error):
-            return self._error(event, bytes(chunk.error))
-        self._started = True
-        if chunk is not None and chunk.choices is not None:
-            return self._unusual_chunk(event, data, chunk, now)
-        return event
-
-    def _unusual_chunk(self, event: bytes, data: bytes, chunk: _Chunk, now: int) -> bytes:
-        """A chunk in an unusual frame: observed the same way, cut only where that is safe."""
-        record = self._record
-        record.chunks += 1
-        usage = bytes(chunk.usage)
-        if usage and usage != b"null":
-            if self._several and chunk.choices:
-                self._counts[chunk.choices[0].index] = read_usage(usage) or Usage()
-            else:
-                self._usage, self._counts = usage, {}
+        if chunk is None or chunk.choices is None:
+            if chunk is not None and len(chunk.error):
+                return self._error(event, bytes(chunk.error))
+            self._started = True
+            return event
         if not chunk.choices:
-            timings = read_engine_timings(bytes(chunk.metrics), bytes(chunk.timings))
-            record.engine = timings or record.engine
-            return b"" if self._terms.drop_usage_chunk and usage else event
-        if _TOKEN.search(data) is not None:
-            self._token(data, 0, now)
-        ended = [choice.finish_reason for choice in chunk.choices if choice.finish_reason]
-        if ended:
-            record.finish_reasons = [*record.finish_reasons, *ended]
-            self._withholding = self._withholding or self.answered
-        start = event.rfind(_USAGE)
-        return self._take_usage(event, start)[0] if start > 0 else event
+            return self._without_choices(event)
+        usage = b""
+        if match := _SPACED_USAGE.search(event):
+            event, usage = self._take_usage(event, match.start(), match.end())
+        return self._chunk(event, 0, usage, now)
 
     def _error(self, event: bytes, error: bytes) -> bytes:
         if not self._started:
