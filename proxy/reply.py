@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
     from proxy.relay.connection import UpstreamConnection
 
-_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
-"""With the phrases of the standard library, which are also uvicorn's, and so vLLM's."""
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class Reply:
@@ -55,7 +54,8 @@ class Reply:
     # -- the answer --
 
     def head(self, status: int, lines: bytes, sized: bool, streaming: bool) -> None:
-        """The engine's status and header lines, without those of a single hop. `sized`: content-length is among them."""
+        """The engine's status line and header lines, without those of a single hop and without the last line's end.
+        `sized`: content-length is among them."""
         self.status = status
         self._head = lines
         self._chunked = not sized
@@ -63,7 +63,7 @@ class Reply:
 
     def replace_head(self, status: int) -> None:
         """Another status for an answer that hasn't started: it becomes a JSON error."""
-        self.head(status, b"content-type: application/json\r\n", False, False)
+        self.head(status, _status_line(status) + b"content-type: application/json", False, False)
 
     def write(self, data: bytes) -> None:
         """Part of the body, as it comes."""
@@ -77,7 +77,7 @@ class Reply:
     def whole(self, status: int, body: bytes, content_type: bytes = b"application/json", extra: bytes = b"") -> None:
         """An answer of our own, held back until `release`."""
         self.status = status
-        self._head = b"content-type: " + content_type + b"\r\n" + extra
+        self._head = _status_line(status) + b"content-type: " + content_type + extra
         self._chunked = True
         self.tail = body
 
@@ -91,7 +91,7 @@ class Reply:
             self.tail = self._frame(broken_stream) if broken_stream and self._chunked and not self._http_1_0 else broken_stream
             self.broken = True
             return
-        extra = b"retry-after: %d\r\n" % error.retry_after_s if error.retry_after_s is not None else b""
+        extra = b"\r\nretry-after: %d" % error.retry_after_s if error.retry_after_s is not None else b""
         self.whole(error.status, error.body(), extra=extra)
 
     def release(self) -> None:
@@ -109,7 +109,7 @@ class Reply:
         if not self.started:
             if self._chunked and not self._streaming:
                 # The whole body is at hand: it gets a length and needs no chunks.
-                self._head += b"content-length: %d\r\n" % len(tail)
+                self._head += b"\r\ncontent-length: %d" % len(tail)
                 self._chunked = False
             opening = self._opening()
         if self._chunked and not self._http_1_0:
@@ -143,11 +143,10 @@ class Reply:
             if self._http_1_0:
                 self._close = True
             else:
-                lines += b"transfer-encoding: chunked\r\n"
+                lines += b"\r\ntransfer-encoding: chunked"
         if self._close:
-            lines += b"connection: close\r\n"
-        status_line = _STATUS_LINES.get(self.status) or b"HTTP/1.1 %d Status\r\n" % self.status
-        return b"%b%bx-request-id: %b\r\n\r\n" % (status_line, lines, self._id.encode())
+            lines += b"\r\nconnection: close"
+        return b"%b\r\nx-request-id: %b\r\n\r\n" % (lines, self._id.encode())
 
     # -- flow control: a client that reads slowly slows its engine down --
 
@@ -161,3 +160,7 @@ class Reply:
         self.paused = False
         if self.upstream is not None:
             self.upstream.resume_reading()
+
+
+def _status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"Error"))

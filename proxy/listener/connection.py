@@ -52,7 +52,7 @@ class ClientConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._body = b""
         self._more_body: list[bytes] = []
-        self._body_bytes = 0
+        self._more_bytes = 0
         # for the one that runs
         self._exchange: Exchange | None = None
         self._reply: Reply | None = None
@@ -111,6 +111,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._reading:
             self._reading = True
             self._origin_ns = self.active_ns
+            self._head_bytes = 0
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -121,11 +122,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(_CONTINUE)
 
     def on_body(self, data: bytes) -> None:
-        self._body_bytes += len(data)
-        if self._body_bytes > self._server.body_limit:
-            raise BodyTooLarge(f"The request body is larger than {self._server.body_limit} bytes.")
-        if self._body:
-            self._more_body.append(data)
+        if self._body or len(data) > self._server.body_limit:
+            self._take_more_body(data)
         else:
             self._body = data  # most bodies come in one piece
 
@@ -135,16 +133,23 @@ class ClientConnection(asyncio.Protocol):
         if self._more_body:
             body = b"".join([body, *self._more_body])
             self._more_body = []
+            self._more_bytes = 0
         http_1_0 = parser.get_http_version() == "1.0"
         request = (self._origin_ns, parser.get_method(), self._target, self._headers, body, parser.should_keep_alive(), http_1_0)
         self._reading = False
         self._target = self._body = b""
         self._headers = {}
-        self._head_bytes = self._body_bytes = 0
         if self._exchange is None and not self._waiting:
             self._start(*request)
         else:
             self._waiting.append(request)
+
+    def _take_more_body(self, data: bytes) -> None:
+        self._more_bytes += len(data)
+        limit = self._server.body_limit
+        if len(self._body) + self._more_bytes > limit:
+            raise BodyTooLarge(f"The request body is larger than {limit} bytes.")
+        self._more_body.append(data)
 
     def _bound_head(self, length: int) -> None:
         """A head that isn't complete after this read. One that comes in a single read is as large as a read at most."""

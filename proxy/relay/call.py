@@ -3,7 +3,7 @@ the answer is complete, and interrupts it when the answer fails."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,7 +16,8 @@ from proxy.errors import (
     UpstreamMalformed,
     UpstreamTimeout,
 )
-from proxy.exchange import Exchange
+from proxy.exchange import Attempt, Exchange
+from proxy.relay.head import shape_of, without_hop_by_hop
 from proxy.wire.operation import Operation, estimate, observe_end_of_answer
 from proxy.wire.sse import OversizedEvent
 from proxy.wire.stream import StreamObserver, Terms
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 KEPT_END_BYTES = 64 * 1024
 """Of a body too large to be held whole, this much of its end is kept: usage stands there."""
-_HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"x-request-id")
-)
 
 
 class _ErrorBody(msgspec.Struct):
@@ -55,7 +53,6 @@ class Call:
     heard = False
     """A byte of the answer has come: from here on there is no other try."""
     complete = False
-    first_byte_ns = 0
     last_ns = 0
     """Monotonic time of the last byte from the engine, or of the sending; 0 before that."""
     _connection: UpstreamConnection | None = None
@@ -68,7 +65,14 @@ class Call:
     _end_kept = b""
 
     def __init__(
-        self, exchange: Exchange, reply: Reply, operation: Operation, terms: Terms, pool: Pool, settings: Settings
+        self,
+        exchange: Exchange,
+        reply: Reply,
+        operation: Operation,
+        terms: Terms,
+        pool: Pool,
+        settings: Settings,
+        attempt: Attempt,
     ) -> None:
         self._exchange = exchange
         self._origin_ns = exchange.origin_ns
@@ -77,6 +81,7 @@ class Call:
         self._terms = terms
         self._pool = pool
         self._settings = settings
+        self._attempt = attempt
 
     def begin(self, connection: UpstreamConnection, payload: bytes, now_ns: int) -> None:
         self._connection = connection
@@ -96,18 +101,16 @@ class Call:
 
     # -- from the connection --
 
-    def head(self, status: int, headers: list[bytes], now_ns: int) -> None:
-        """`headers`: name, b": ", value, b"\\r\\n", name, ..."""
+    def head(self, status: int, head: bytes, now_ns: int) -> None:
+        """`head`: the engine's own bytes, which the parser has found to be well-formed, without the empty line."""
         self.heard = True
         self.last_ns = now_ns
-        self.status = status
-        self.first_byte_ns = self._exchange.record.first_byte_ns = now_ns - self._origin_ns
-        names = tuple(headers[::4])
-        shape = _SHAPES.get(names) or _learn_shape(names)
-        streaming = status == 200 and shape.type_at > 0 and headers[shape.type_at].startswith(b"text/event-stream")
-        if shape.single_hop:
-            headers = _without_hop_by_hop(headers)
-        self._reply.head(status, b"".join(headers), shape.sized, streaming)
+        attempt = self._attempt
+        attempt.status = self.status = status
+        attempt.first_byte_ns = self._exchange.record.first_byte_ns = now_ns - self._origin_ns
+        shape = shape_of(head)
+        streaming = shape.event_stream and status == 200
+        self._reply.head(status, without_hop_by_hop(head) if shape.hop_by_hop else head, shape.sized, streaming)
         if streaming:
             self._observe()
 
@@ -248,36 +251,6 @@ class Call:
         elif silent_s > timeouts.between_chunks:
             return UpstreamTimeout(f"The engine fell silent for {timeouts.between_chunks:g} s.", code="idle_timeout")
         return None
-
-
-class _Shape(NamedTuple):
-    """What the names in an answer's head say. An engine's heads are alike, so each sequence of names is looked through once."""
-
-    sized: bool
-    type_at: int
-    """Where the value of content-type is among name, b": ", value, b"\\r\\n", ...; 0 if there is none."""
-    single_hop: bool
-
-
-_SHAPES: dict[tuple[bytes, ...], _Shape] = {}
-_MAX_SHAPES = 1000
-
-
-def _learn_shape(names: tuple[bytes, ...]) -> _Shape:
-    lower = [name.lower() for name in names]
-    type_at = lower.index(b"content-type") * 4 + 2 if b"content-type" in lower else 0
-    shape = _Shape(b"content-length" in lower, type_at, not _HOP_BY_HOP.isdisjoint(lower))
-    if len(_SHAPES) < _MAX_SHAPES:
-        _SHAPES[names] = shape
-    return shape
-
-
-def _without_hop_by_hop(headers: list[bytes]) -> list[bytes]:
-    kept = []
-    for at in range(0, len(headers), 4):
-        if headers[at].lower() not in _HOP_BY_HOP:
-            kept += headers[at : at + 4]
-    return kept
 
 
 def _engine_error(body: bytes, status: int) -> EngineFailed | EngineRefused:

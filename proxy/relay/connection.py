@@ -29,17 +29,14 @@ class UpstreamConnection(asyncio.Protocol):
         self.call: Call | None = None
         self.draining = False
         """The answer is complete for us, but the engine hasn't ended it yet: its last bytes are dropped."""
-        self._headers: list[bytes] = []
-        """name, b": ", value, b"\\r\\n", name, ...: ready to be joined."""
-        self._head_bytes = 0
         self._heading = False
+        self._head = b""
+        """What has come so far of an answer whose head isn't complete, this read included."""
         self._interim = False
         self._now = 0
 
     def send(self, call: Call, payload: bytes) -> None:
         self.call = call
-        self._headers = []
-        self._head_bytes = 0
         self._heading = True
         self._transport.write(payload)
 
@@ -75,6 +72,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.abort()  # bytes that nobody asked for
             return
         self._now = time.monotonic_ns()
+        if self._heading:
+            self._head += data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -85,10 +84,8 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if call.pending:
             call.flush()
-        if self._heading:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEADER_BYTES:
-                self._fail(UpstreamMalformed("The engine's answer has too large a head."))
+        if self._heading and len(self._head) > MAX_HEADER_BYTES:
+            self._fail(UpstreamMalformed("The engine's answer has too large a head."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -106,18 +103,19 @@ class UpstreamConnection(asyncio.Protocol):
 
     # -- httptools --
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers += (name, b": ", value, b"\r\n")
-
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        head, end, rest = self._head.partition(b"\r\n\r\n")
+        if not end:
+            raise UpstreamMalformed("The engine's answer has a head without an end.")
         if status < 200:
             self._interim = True
-            self._headers = []
+            self._head = rest
             return
         self._heading = False
+        self._head = b""
         if self.call is not None:
-            self.call.head(status, self._headers, self._now)
+            self.call.head(status, head, self._now)
 
     def on_body(self, data: bytes) -> None:
         if self.call is not None:

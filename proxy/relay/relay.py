@@ -71,7 +71,7 @@ class Relay:
         if len(attempts) == 1:
             self._opening(exchange)
         body, terms = operation.prepare(exchange.body, request, backend.kind)
-        call = exchange.call = Call(exchange, reply, operation, terms, pool, self._settings)
+        call = exchange.call = Call(exchange, reply, operation, terms, pool, self._settings, attempt)
         try:
             if connection is None:
                 connection = await exchange.flow.until(asyncio.ensure_future(pool.connect()))
@@ -82,8 +82,6 @@ class Relay:
             attempt.error = error.error_code or error.type
             raise
         finally:
-            attempt.status = call.status
-            attempt.first_byte_ns = call.first_byte_ns
             attempt.ended_ns = time.monotonic_ns() - exchange.origin_ns
             if not call.complete:
                 call.close()

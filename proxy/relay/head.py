@@ -1,0 +1,69 @@
+"""The head of an engine's answer: forwarded as the engine wrote it, but for the fields of a single hop.
+
+What must be known of it (is there a length, is it an event stream, is anything of a single hop in it) is the same for all heads that
+differ in digits only: dates, lengths. So it is found out once for each, by the HTTP parser, and remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import httptools
+
+_HOP_BY_HOP = (
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+    b"x-request-id",
+)
+"""RFC 9110 §7.6.1; the request id, since the one that the client gets is ours."""
+_HOP_BY_HOP_LINE = re.compile(rb"\r\n(?:%b)[ \t]*:[^\r\n]*" % b"|".join(_HOP_BY_HOP), re.IGNORECASE)
+_DIGITS = b"0123456789"
+_MAX_SHAPES = 1000
+
+
+class Shape(NamedTuple):
+    sized: bool
+    """There is a content-length."""
+    event_stream: bool
+    hop_by_hop: bool
+
+
+_shapes: dict[bytes, Shape] = {}
+
+
+def shape_of(head: bytes) -> Shape:
+    """Of a well-formed head, without its empty line."""
+    key = head.translate(None, _DIGITS)
+    return _shapes.get(key) or _learn(key, head)
+
+
+def without_hop_by_hop(head: bytes) -> bytes:
+    return _HOP_BY_HOP_LINE.sub(b"", head)
+
+
+class _Fields:
+    def __init__(self) -> None:
+        self.fields: dict[bytes, bytes] = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields[name.lower()] = value
+
+
+def _learn(key: bytes, head: bytes) -> Shape:
+    reader = _Fields()
+    httptools.HttpResponseParser(reader).feed_data(head + b"\r\n\r\n")
+    fields = reader.fields
+    shape = Shape(
+        b"content-length" in fields,
+        fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
+        not fields.keys().isdisjoint(_HOP_BY_HOP),
+    )
+    if len(_shapes) < _MAX_SHAPES:
+        _shapes[key] = shape
+    return shape
