@@ -192,11 +192,11 @@ class Supervisor:
         self.settings.write(self.settings_file)
 
     def _bind(self, setting: str, text: str, count: int = 1, *, listen: bool = True) -> list[socket.socket]:
-        first = _bound(setting, text)
-        made = [first]
+        made = [_bound(setting, text)]
         if count > 1:  # the first one found out that nobody else has the address: sharers would not be told
-            first.close()
-            made = [_bound(setting, _name(first), share=True) for _ in range(count)]
+            text = _name(made[0])
+            made.pop().close()
+            made = [_bound(setting, text, share=True) for _ in range(count)]
         if listen:
             for each in made:
                 each.listen(BACKLOG)
@@ -495,7 +495,7 @@ async def answers(url: str) -> bool:
                 await reader.read()
             finally:
                 writer.close()
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, ValueError):  # ValueError: a line without an end
         return False
     return status.split(b" ")[1:2] == [b"200"]
 
@@ -575,7 +575,8 @@ def _ended(status: int | None) -> str:
     if status is None:
         return "could not be started"
     if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
+        names = {int(each): each.name for each in signal.Signals}
+        return f"was ended by {names.get(-status, f'signal {-status}')}"
     return f"ended with status {status}"
 
 

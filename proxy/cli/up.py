@@ -1,0 +1,449 @@
+"""`glasshouse up`: everything of one host in the foreground, said in a way that a person can use.
+
+With no backend configured it brings a demo along: a small real model on two engines, and Phoenix. The demo and its key exist
+for trying things out; that prompts and answers are kept in its traces is said in the banner, and is so nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+from proxy import __version__, logs
+from proxy.cli.config import config_option, load_settings
+from proxy.embedded import HOST, Companion, CompanionError, environments
+from proxy.embedded.engine import MODEL_NAME, engine, threads_each
+from proxy.embedded.phoenix import phoenix, project_url
+from proxy.journal import read_heartbeats
+from proxy.settings import (
+    BackendSettings,
+    ModelSettings,
+    PhoenixSettings,
+    PriceSettings,
+    Settings,
+    address,
+)
+from proxy.snapshot import SnapshotError, SnapshotFile, read_snapshot
+from proxy.supervisor import Child, Stage, Supervisor, SupervisorError, answers, open_log
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+CORE_TIMEOUT = 60.0
+ENGINE_TIMEOUT = 120.0
+PHOENIX_TIMEOUT = 180.0
+MODELS_TIMEOUT = 5.0
+FIRST_ENGINE_PORT, PHOENIX_PORT, PHOENIX_GRPC_PORT = 8411, 6006, 4317
+PORTS_TRIED = 100
+DEMO_PRICE = PriceSettings(input=Decimal("0.05"), cached_input=Decimal("0.01"), output=Decimal("0.20"))
+"""An example, so that costs show up; running the model costs what the machine costs."""
+
+
+@click.command()
+@click.option("--backend", "backends", multiple=True, metavar="URL", help="An inference server's root; may be repeated.")
+@click.option("--listen", metavar="HOST:PORT", help="Where clients connect; default 127.0.0.1:8400.")
+@config_option
+def up(backends: tuple[str, ...], listen: str | None, config: Path | None) -> None:
+    """Run the proxy and all that belongs to it, until Ctrl-C.
+
+    With no backend configured, a demo comes along: two engines with a small model, and Phoenix.
+    """
+    overrides: dict[str, object] = {}
+    if backends:
+        overrides["backends"] = [{"url": url} for url in backends]
+    if listen:
+        overrides["listen"] = listen
+    try:
+        well = asyncio.run(_run(load_settings(config, overrides), Console()))
+    except (SupervisorError, CompanionError) as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(0 if well else 1)
+
+
+# -- what to run --
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `up` runs beside the proxy, and the settings that go with it."""
+
+    settings: Settings
+    demo: bool
+    engines: Mapping[str, int]
+    """name → port"""
+    phoenix_ports: tuple[int, int] | None
+    """(HTTP, gRPC) of the Phoenix that we start."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Plan:
+        """With backends: these, and a Phoenix if the settings say so. Without: the demo. Raises SupervisorError."""
+        ports = _free_ports()
+        if settings.backends:
+            return cls(settings, False, {}, _own_phoenix(settings.phoenix, ports))
+        engines = {f"engine-{index}": ports(FIRST_ENGINE_PORT) for index in range(2)}
+        pair = ports(PHOENIX_PORT), ports(PHOENIX_GRPC_PORT)
+        settings = msgspec.structs.replace(
+            settings,
+            backends=[BackendSettings(url=f"http://{HOST}:{port}", name=name) for name, port in engines.items()],
+            models={MODEL_NAME: ModelSettings(price=DEMO_PRICE), **settings.models},
+            capture=msgspec.structs.replace(settings.capture, content=True),
+            phoenix=msgspec.structs.replace(settings.phoenix, url=f"http://{HOST}:{pair[0]}", start=True),
+            control=msgspec.structs.replace(settings.control, discover_every=min(1.0, settings.control.discover_every)),
+        )
+        return cls(settings, True, engines, pair)
+
+
+def _own_phoenix(settings: PhoenixSettings, ports: Callable[[int], int]) -> tuple[int, int] | None:
+    if not settings.start:
+        return None
+    parts = urlsplit(settings.url or "")
+    if parts.scheme != "http" or parts.hostname not in (HOST, "localhost"):
+        raise SupervisorError(f"phoenix.url: {settings.url} is nowhere to start a Phoenix; allowed: http://{HOST}:PORT")
+    port = parts.port or 80
+    if ports(port) != port:
+        raise SupervisorError(
+            f"phoenix.url: port {port} is in use. If that is a Phoenix, take `phoenix.start` out: it will be used. "
+            "If it isn't, set `phoenix.url` to another port."
+        )
+    return port, ports(PHOENIX_GRPC_PORT)
+
+
+def _free_ports() -> Callable[[int], int]:
+    """A function that gives the first free loopback port from the one wanted, and none twice."""
+    given: set[int] = set()
+
+    def free(wanted: int) -> int:
+        for port in range(wanted, min(wanted + PORTS_TRIED, 65536)):
+            if port not in given and _is_free(port):
+                given.add(port)
+                return port
+        raise SupervisorError(f"no port from {wanted} to {wanted + PORTS_TRIED - 1} is free on {HOST}")
+
+    return free
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+# -- running it --
+
+
+async def _run(settings: Settings, console: Console) -> bool:
+    """Until a signal; True if all went well."""
+    plan = Plan.of(settings)
+    keyring = Keyring(plan.demo, console)
+    supervisor = Supervisor(plan.settings, tell=console.event, prepare=keyring.prepare)
+    settings = supervisor.open()
+    logs.setup("supervisor", stream=open_log(settings.log_path / "supervisor.log"))
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    sys.excepthook = sys.__excepthook__  # who runs `up` sees its errors
+    supervisor.handle_signals(terminal=console.terminal)
+    try:
+        if await supervisor.unless_stopped(_start(plan, supervisor, keyring, console)):
+            await supervisor.asked_to_stop.wait()
+    finally:
+        well = await _stop(supervisor, console)
+    return well
+
+
+async def _start(plan: Plan, supervisor: Supervisor, keyring: Keyring, console: Console) -> bool:
+    started = time.monotonic()
+    companions = await _companions(plan, console)
+    if plan.phoenix_ports is not None and "phoenix" not in companions:
+        supervisor.amend(phoenix=msgspec.structs.replace(plan.settings.phoenix, url=None))
+    await supervisor.start([_child(each) for each in companions.values()])
+
+    def progress(waiting: list[str], elapsed: float) -> None:
+        console.passing(f"waiting for {', '.join(waiting)} ({elapsed:.0f} s)")
+
+    soon = [name for name in supervisor.waiting() if name != "phoenix"]  # it takes longest, and no request needs it
+    await supervisor.ready(ENGINE_TIMEOUT if plan.engines else CORE_TIMEOUT, soon, progress)
+    snapshot = await _catalogue(supervisor.settings, keyring.digest, console)
+    traces = await _traces(supervisor, companions.get("phoenix"), progress)
+    banner = Banner(supervisor.settings, plan.demo, keyring.secret, snapshot, traces, time.monotonic() - started)
+    console.line("\n".join(banner.lines()))
+    return True
+
+
+async def _companions(plan: Plan, console: Console) -> dict[str, Companion]:
+    """Build what they need. A demo without Phoenix is still one; without a model it isn't."""
+    directory = plan.settings.state_path / "env"
+    companions: dict[str, Companion] = {}
+    if plan.engines:
+        python = await _environment(environments.ENGINE, directory, console)
+        threads = threads_each(len(plan.engines), len(os.sched_getaffinity(0)))
+        companions |= {name: engine(name, python, port, threads) for name, port in plan.engines.items()}
+    if plan.phoenix_ports is not None:
+        try:
+            python = await _environment(environments.PHOENIX, directory, console)
+        except environments.InstallFailed as error:
+            if not plan.demo:
+                raise
+            console.line(f"{error}\nGoing on without Phoenix: requests are recorded, their traces go nowhere.")
+        else:
+            companions["phoenix"] = phoenix(python, plan.settings.state_path, *plan.phoenix_ports)
+    return companions
+
+
+async def _environment(recipe: environments.Recipe, directory: Path, console: Console) -> Path:
+    cancelled = threading.Event()
+    try:
+        return await asyncio.to_thread(environments.prepare, recipe, directory, console.line, cancelled)
+    finally:
+        cancelled.set()
+
+
+def _child(companion: Companion) -> Child:
+    return Child(companion.name, Stage.COMPANION, companion.argv, companion.ready_url, companion.stop_timeout, env=companion.env)
+
+
+async def _catalogue(settings: Settings, digest: bytes | None, console: Console) -> SnapshotFile:
+    """What the workers know, once they know our key and a model of each backend; after a while, what they know by then."""
+    started = time.monotonic()
+    while True:
+        snapshot = _published(settings)
+        missing = without_model(snapshot, settings)
+        known = digest is None or digest in snapshot.keys
+        elapsed = time.monotonic() - started
+        if (known and not missing and _in_use(settings, snapshot)) or elapsed > MODELS_TIMEOUT:
+            return snapshot
+        console.passing(f"waiting for the models of {', '.join(missing) or 'all backends'} ({elapsed:.0f} s)")
+        await asyncio.sleep(0.05)
+
+
+def _published(settings: Settings) -> SnapshotFile:
+    try:
+        return read_snapshot(settings.snapshot_path)
+    except (OSError, SnapshotError):
+        return SnapshotFile()
+
+
+def _in_use(settings: Settings, snapshot: SnapshotFile) -> bool:
+    living = [beat for beat in read_heartbeats(settings.journal_path) if beat.alive]
+    return bool(living) and all(beat.snapshot_unix_ns >= snapshot.published_unix_ns for beat in living)
+
+
+def without_model(snapshot: SnapshotFile, settings: Settings) -> list[str]:
+    """The backends of which no model is known."""
+    serving = {name for model in snapshot.models.values() for name in model.backends}
+    return [name for name in map(settings.backend_name, range(len(settings.backends))) if name not in serving]
+
+
+class Traces(NamedTuple):
+    """Where the traces go, in words, and whether they can be looked at."""
+
+    text: str
+    seen: bool
+
+
+async def _traces(supervisor: Supervisor, ours: Companion | None, progress: Callable[[list[str], float], None]) -> Traces:
+    settings = supervisor.settings.phoenix
+    if settings.url is None:
+        return Traces("sent nowhere (phoenix.url is not set)", False)
+    page = f"{project_url(settings.url, settings.project)}  (Phoenix, project {settings.project!r})"
+    if ours is None:
+        if await answers(f"{settings.url.rstrip('/')}/healthz"):
+            return Traces(page, True)
+        return Traces(f"{settings.url} doesn't answer; traces wait, and the oldest are dropped", False)
+    try:
+        await supervisor.ready(PHOENIX_TIMEOUT, [ours.name], progress)
+    except SupervisorError as error:
+        return Traces(f"Phoenix isn't up; it will be tried on\n{error}", False)
+    return Traces(f"{page}\n{ours.notice}", True)
+
+
+async def _stop(supervisor: Supervisor, console: Console) -> bool:
+    settings = supervisor.settings
+    running = sum(beat.in_flight for beat in read_heartbeats(settings.journal_path))
+    console.line(
+        f"stopping: {running or 'no'} request{'' if running == 1 else 's'} in flight"
+        + (f", up to {settings.timeouts.drain:.0f} s to finish (Ctrl-C again: at once)" if running else "")
+    )
+    well = await supervisor.stop()
+    console.line("stopped; every request is in the ledger" if well else f"stopped, but not well: see {settings.log_path}")
+    return well
+
+
+# -- the key --
+
+
+class Keyring:
+    """Makes the first key. Keys are kept as hashes: only the demo keeps its own in a file, so that its command can be pasted."""
+
+    def __init__(self, demo: bool, console: Console) -> None:
+        self._demo = demo
+        self._console = console
+        self.secret: str | None = None
+
+    @property
+    def digest(self) -> bytes | None:
+        return None if self.secret is None else hashlib.sha256(self.secret.encode()).digest()
+
+    def prepare(self, settings: Settings) -> None:
+        """Migrate the database; create a key if there is none (in the demo: if its own isn't there any more)."""
+        from proxy.store import StoreError, open_database
+
+        try:
+            database = open_database(settings.database_url)
+        except StoreError as error:
+            raise SupervisorError(str(error)) from None
+        try:
+            with database.begin() as connection:
+                self._find_or_create(connection, settings.state_path / "demo-key")
+        finally:
+            database.dispose()
+        if self.secret is not None and not self._demo:
+            self._console.line(f"created the key 'default', shown only now: {self.secret}")
+
+    def _find_or_create(self, connection: Connection, file: Path) -> None:
+        from proxy.store import create_key, list_keys, live_keys, revoke_key
+
+        names = {key.name for key in live_keys(connection)}
+        if not self._demo:
+            if not list_keys(connection):
+                self.secret = create_key(connection, "default")[0]
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self.secret = file.read_text().strip()
+        if self.digest in {key.hash for key in live_keys(connection)}:
+            return
+        name = "demo" if "default" in names else "default"
+        if name in names:
+            revoke_key(connection, name)
+        self.secret = create_key(connection, name)[0]
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(f"{self.secret}\n")
+
+
+# -- what people see --
+
+
+@dataclass(frozen=True)
+class Banner:
+    """All of it as text; `click` takes the styles out where there is no terminal."""
+
+    settings: Settings
+    demo: bool
+    secret: str | None
+    snapshot: SnapshotFile
+    traces: Traces
+    seconds: float
+
+    def lines(self) -> Iterator[str]:
+        settings = self.settings
+        yield ""
+        yield click.style(f"Glasshouse {__version__} is up", bold=True) + f" after {self.seconds:.1f} s."
+        yield ""
+        yield _fact("proxy", self._proxy())
+        yield _fact("models", ", ".join(self.snapshot.models) or "none known yet")
+        for index, backend in enumerate(settings.backends):
+            yield _fact("" if index else "backends", self._backend(settings.backend_name(index), backend.url))
+        yield _fact("traces", self.traces.text)
+        yield _fact("metrics", f"http://{settings.metrics.listen}/metrics")
+        yield _fact("control", f"http://{settings.control.listen}")
+        yield _fact("state", f"{settings.state_path}  (logs in log/)")
+        yield ""
+        if self.demo:
+            yield "  This is the demo: the prices are examples, and prompts and answers are kept in the traces."
+            yield ""
+        yield from self._commands()
+
+    def _proxy(self) -> str:
+        host, port = address(self.settings.listen)
+        everywhere = host in ("0.0.0.0", "::")  # noqa: S104  compared, not bound
+        return self.base_url + (f"  (port {port} of every interface)" if everywhere else "")
+
+    @property
+    def base_url(self) -> str:
+        host, port = address(self.settings.listen)
+        host = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104
+        return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+    def _backend(self, name: str, url: str) -> str:
+        if name in without_model(self.snapshot, self.settings):
+            return f"{name}  {url}  no model known: it doesn't answer, or wants a key (api_key_env)"
+        known = self.snapshot.backends.get(name)
+        return f"{name}  {url}" + (f"  ({known.kind})" if known else "")
+
+    def _commands(self) -> Iterator[str]:
+        key = self.secret or "$OPENAI_API_KEY"
+        if self.secret is None:
+            yield "  Use a key that you have, or make one: glasshouse keys create NAME"
+            yield ""
+            yield f"  export OPENAI_BASE_URL={self.base_url}"
+        else:
+            yield f"  export OPENAI_BASE_URL={self.base_url} OPENAI_API_KEY={self.secret}"
+        yield ""
+        model = next(iter(self.snapshot.models), "MODEL")
+        question = [{"role": "user", "content": "Name three things that float."}]
+        body = msgspec.json.encode({"model": model, "stream": True, "messages": question}).decode()
+        yield "  Ask something; the answer streams:"
+        yield ""
+        yield f"  curl -N {self.base_url}/chat/completions \\"
+        yield f'    -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\'
+        yield f"    -d {shlex.quote(body)}"
+        yield ""
+        yield f"  Then look: {'at the trace (the link above) and ' if self.traces.seen else ''}`glasshouse usage`."
+        yield "  Ctrl-C stops everything."
+
+
+def _fact(name: str, text: str) -> str:
+    first, *more = text.split("\n")
+    return "\n".join([f"  {click.style(f'{name:<9}', bold=True)} {first}", *(f"            {line}" for line in more)])
+
+
+class Console:
+    """Lines for people. On a terminal a passing line is overwritten by the next one; elsewhere few of them are shown.
+
+    Nobody has to read on: a closed terminal or pipe stops nothing.
+    """
+
+    QUIET_SECONDS = 5.0
+    FRESH = "\r\x1b[K"
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self.terminal = self._stream.isatty()
+        self._last = time.monotonic()
+
+    def line(self, text: str) -> None:
+        self._write(f"{self.FRESH if self.terminal else ''}{text}\n")
+
+    def event(self, text: str) -> None:
+        self.line(f"{time.strftime('%H:%M:%S')}  {text}")
+
+    def passing(self, text: str) -> None:
+        if self.terminal:
+            self._write(f"{self.FRESH}{text}")
+        elif time.monotonic() - self._last >= self.QUIET_SECONDS:
+            self._last = time.monotonic()
+            self._write(f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            click.echo(text, file=self._stream, nl=False)

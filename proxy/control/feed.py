@@ -1,0 +1,77 @@
+"""Following the keys in the database: one cheap look at the revision, all keys when it moved.
+
+A database that can't be reached changes nothing: the keys that were read last stay, and `as_of_unix_ns` stays behind, which is
+how the age of the snapshot tells of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import msgspec
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from proxy.snapshot import Principal, SnapshotFile
+from proxy.snapshot.model import encode_principal
+from proxy.store import StoreError, live_keys, open_database, reader, revision
+
+log = logging.getLogger(__name__)
+
+
+class CatalogueFeed:
+    """`keys` and `revision` as they were at `as_of_unix_ns` (0: never known). `error` says why the last look failed, or ""."""
+
+    def __init__(self, database_url: str, previous: SnapshotFile | None) -> None:
+        self._url = database_url
+        self._engine: Engine | None = None
+        self._opening = threading.Lock()
+        self._read = False
+        self.keys: dict[bytes, msgspec.Raw] = {} if previous is None else previous.keys
+        self.revision = 0 if previous is None else previous.revision
+        self.as_of_unix_ns = 0 if previous is None else previous.published_unix_ns
+        self.error = ""
+
+    def engine(self) -> Engine:
+        """The database, opened at the first use that succeeds. Raises StoreError."""
+        with self._opening:
+            if self._engine is None:
+                self._engine = reader(open_database(self._url))
+            return self._engine
+
+    def poll(self) -> bool:
+        """Look at the database (this blocks); True if the keys changed."""
+        now_ns = time.time_ns()
+        try:
+            changed = self._look()
+        except DBAPIError as error:
+            self._failed(str(error.orig))
+            return False
+        except (SQLAlchemyError, StoreError, OSError) as error:
+            self._failed(str(error))
+            return False
+        if self.error:
+            log.info("the database is back")
+        self.error, self.as_of_unix_ns = "", now_ns
+        return changed
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _look(self) -> bool:
+        with self.engine().connect() as connection:
+            newest = revision(connection)
+            if self._read and newest == self.revision:
+                return False
+            keys = {key.hash: encode_principal(Principal(key.id, key.name)) for key in live_keys(connection)}
+        changed = not self._read or keys != self.keys
+        self.keys, self.revision, self._read = keys, newest, True
+        return changed
+
+    def _failed(self, error: str) -> None:
+        if error != self.error:
+            log.error("the database can't be read; the last good keys stay", extra={"error": error})
+        self.error = error

@@ -1,0 +1,137 @@
+"""What is known of the backends and their models. It decides; time and answers come in as arguments.
+
+A backend that doesn't answer keeps what was known of it, also from the snapshot of the process before: an engine that restarts is
+still a place for its models, and whether it takes requests just now is for the workers to find out. What it *answers* counts in
+full: a model that it no longer lists is gone.
+
+A card's `created` and `permission` are made up anew by vLLM for every answer; they are no change.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from proxy.control.discovery import Answer, address_of
+from proxy.control.prices import pico_per_token
+from proxy.settings import BackendSettings, ModelSettings, Settings
+from proxy.snapshot import Backend, Model, SnapshotFile
+
+_PASSING = ("created", "permission")
+_OWNER = "glasshouse"
+
+
+class KnownBackend:
+    """One backend. `cards` is None until it is known what it serves. Times are ns since 1970, 0 = never."""
+
+    def __init__(self, settings: BackendSettings, name: str) -> None:
+        self._auto = settings.kind == "auto"
+        self.declared = tuple(settings.models)
+        self.backend = address_of(settings, name)
+        self.cards: dict[str, bytes] | None = None
+        self.error = ""
+        self.asked_unix_ns = 0
+        self.answered_unix_ns = 0
+
+    @property
+    def reachable(self) -> bool | None:
+        """Whether it answered when it was last asked; None if it never was."""
+        return not self.error if self.asked_unix_ns else None
+
+    def answered(self, answer: Answer, now_ns: int) -> bool:
+        """Take over what it serves; True if that changes anything for workers."""
+        self.error, self.asked_unix_ns, self.answered_unix_ns = "", now_ns, now_ns
+        kind = answer.kind if self._auto else self.backend.kind
+        known = self.cards or {}
+        cards = {name: _keep(known.get(name), card) for name, card in answer.cards.items()}
+        changed = cards != self.cards or kind != self.backend.kind
+        self.cards = cards
+        self.backend = msgspec.structs.replace(self.backend, kind=kind)
+        return changed
+
+    def failed(self, error: str, now_ns: int) -> None:
+        self.error, self.asked_unix_ns = error, now_ns
+
+    def remember(self, backend: Backend, cards: dict[str, bytes]) -> None:
+        """What the process before knew, if it is still about the same server."""
+        same = (self.backend.host, self.backend.port, self.backend.base_path)
+        if (backend.host, backend.port, backend.base_path) == same:
+            self.cards = cards
+            if self._auto:
+                self.backend = msgspec.structs.replace(self.backend, kind=backend.kind)
+
+    def models(self) -> list[str]:
+        """What may be asked of it: what is declared, else what it says."""
+        return list(self.declared or self.cards or ())
+
+
+class Inventory:
+    """All backends of the settings, in their order."""
+
+    def __init__(self, settings: Settings, previous: SnapshotFile | None, now_ns: int) -> None:
+        self._prices = settings.models
+        self._made_unix_s = now_ns // 1_000_000_000
+        self._own_cards: dict[str, bytes] = {}
+        names = [settings.backend_name(index) for index in range(len(settings.backends))]
+        self.known = {name: KnownBackend(each, name) for name, each in zip(names, settings.backends, strict=True)}
+        if previous is not None:
+            self._remember(previous)
+
+    @property
+    def complete(self) -> bool:
+        """Every backend was asked at least once."""
+        return all(each.asked_unix_ns for each in self.known.values())
+
+    def backends(self) -> dict[str, Backend]:
+        return {name: each.backend for name, each in self.known.items()}
+
+    def models(self) -> dict[str, Model]:
+        """Model → all its backends, and the card of the first of them that has one."""
+        serving: dict[str, list[KnownBackend]] = {}
+        for each in self.known.values():
+            for model in each.models():
+                serving.setdefault(model, []).append(each)
+        return {model: self._model(model, backends) for model, backends in serving.items()}
+
+    def _model(self, name: str, serving: list[KnownBackend]) -> Model:
+        price = self._prices.get(name, ModelSettings()).price
+        cards = (each.cards[name] for each in serving if each.cards and name in each.cards)
+        return Model(
+            name=name,
+            backends=tuple(each.backend.name for each in serving),
+            input_pico=pico_per_token(price.input),
+            cached_input_pico=pico_per_token(price.input if price.cached_input is None else price.cached_input),
+            output_pico=pico_per_token(price.output),
+            card=next(cards, None) or self._own_card(name),
+        )
+
+    def _own_card(self, name: str) -> bytes:
+        """For a model that is declared and that no backend has told about yet."""
+        if name not in self._own_cards:
+            card = {"id": name, "object": "model", "created": self._made_unix_s, "owned_by": _OWNER}
+            self._own_cards[name] = msgspec.json.encode(card)
+        return self._own_cards[name]
+
+    def _remember(self, previous: SnapshotFile) -> None:
+        cards = {model.name: bytes(model.card) for model in previous.models.values()}
+        self._own_cards = {name: card for name, card in cards.items() if _is_own(card)}
+        for name, backend in previous.backends.items():
+            if (known := self.known.get(name)) is not None:
+                mine = [model.name for model in previous.models.values() if name in model.backends]
+                known.remember(backend, {model: cards[model] for model in mine if model not in self._own_cards})
+
+
+def _keep(known: bytes | None, card: bytes) -> bytes:
+    """The card that is known already, if the new one says nothing new."""
+    return known if known is not None and _essence(known) == _essence(card) else card
+
+
+def _is_own(card: bytes) -> bool:
+    fields = msgspec.json.decode(card)
+    return isinstance(fields, dict) and fields.get("owned_by") == _OWNER
+
+
+def _essence(card: bytes) -> Any:
+    fields = msgspec.json.decode(card)
+    return {name: value for name, value in fields.items() if name not in _PASSING} if isinstance(fields, dict) else fields

@@ -1,0 +1,88 @@
+"""Opening a database. What SQLite and PostgreSQL need differently is said here and in `ledger.py`'s upsert, nowhere else.
+
+SQLite: write-ahead log with synchronous=NORMAL (readers never wait; a power cut may take the last commits, never the file's
+soundness), foreign keys on, ten seconds of patience for another writer. Python's own transaction handling is switched off: it
+would begin a transaction late, at the first change, and a transaction that first reads and then writes fails at once when
+another process has written in between, whatever the patience. Transactions therefore begin as writers (`BEGIN IMMEDIATE`),
+except those of a `reader`, which never hold anybody up.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+BUSY_MS = 10_000
+"""How long SQLite waits for another process's write transaction."""
+
+
+class StoreError(Exception):
+    """The database can't do what was asked; the text is for the person who asked, and holds no secret."""
+
+
+def open_database(url: str) -> Engine:
+    """An engine for `url` with its tables up to date. Safe to call in several processes at once. Raises StoreError."""
+    from proxy.store.migrations import upgrade
+
+    engine = open_engine(url)
+    try:
+        upgrade(engine)
+    except DBAPIError as error:
+        engine.dispose()
+        raise StoreError(f"the database {_shown(url)} can't be used: {error.orig}") from None
+    except StoreError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def open_engine(url: str) -> Engine:
+    """An engine, without a look at the tables. Statement parameters never get into error texts. Raises StoreError."""
+    try:
+        engine = create_engine(url, hide_parameters=True, pool_pre_ping=not url.startswith("sqlite"))
+    except (ArgumentError, NoSuchModuleError):
+        raise StoreError("database: not a database URL; allowed: sqlite:///PATH or postgresql://...") from None
+    except ModuleNotFoundError as error:
+        raise StoreError(f"the database {_shown(url)} needs the package {error.name!r}, which isn't installed") from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def reader(engine: Engine) -> Engine:
+    """The same database, for transactions that only read: on SQLite they take no write lock."""
+    return engine.execution_options(reads_only=True)
+
+
+def _shown(url: str) -> str:
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    _use_wal(connection)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switching needs the file alone for a moment, and SQLite doesn't apply `busy_timeout` to that. It is switched once, ever."""
+    deadline = time.monotonic() + BUSY_MS / 1000
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reads_only = connection.get_execution_options().get("reads_only")
+    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

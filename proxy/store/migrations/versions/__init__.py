@@ -1,0 +1,1 @@
+"""The revisions, oldest first. alembic finds them by their names."""

@@ -1,0 +1,95 @@
+"""`glasshouse check` against a scripted vLLM: what it says, and its status."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.scripted_vllm import ScriptedVLLM
+from tests.unit.cli.conftest import Command
+
+
+@pytest.fixture
+def vllm() -> Iterator[ScriptedVLLM]:
+    with ScriptedVLLM(models=["smollm2", "other"]) as vllm:
+        yield vllm
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """A URL where nobody listens, and nobody else can begin to."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def config(here: Path, **settings: Any) -> None:
+    (here / "glasshouse.yaml").write_text(json.dumps(settings))  # JSON is YAML
+
+
+def test_all_is_well(command: Command, vllm: ScriptedVLLM) -> None:
+    result = command("check", "--backend", vllm.url)
+    _, first, second, *rest = result.stdout.splitlines()
+    assert first.split()[:4] == ["backend-0", vllm.url, "yes", "vllm"]
+    assert first.split()[-2:] == ["smollm2", "1024"]
+    assert second.split() == ["other", "1024"]
+    assert rest == ["", "The settings are good, and every backend answers."]
+
+
+def test_the_file_is_checked_too(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    config(here, backends=[{"url": vllm.url}], currency="dollars")
+    assert "glasshouse.yaml: currency: 'dollars' is not allowed" in command("check", status=1).stderr
+    config(here, currency="dollars")
+    assert "currency" in command("check", "--backend", vllm.url, status=1).stderr
+
+
+def test_one_of_two_is_down(command: Command, vllm: ScriptedVLLM, nobody: str, here: Path) -> None:
+    config(here, backends=[{"url": vllm.url, "name": "up"}, {"url": nobody, "name": "down"}])
+    output = command("check", status=1).stdout
+    assert f"down     {nobody}  no" in output
+    assert "problem  down: /v1/models: " in output
+    assert "every backend answers" not in output
+
+
+def test_no_backend(command: Command) -> None:
+    assert "there are no backends" in command("check", status=1).stderr
+
+
+def test_a_key_is_wanted(command: Command, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedVLLM(api_key="canary") as vllm:
+        config(here, backends=[{"url": vllm.url, "api_key_env": "ENGINE_KEY"}])
+        monkeypatch.delenv("ENGINE_KEY", raising=False)
+        output = command("check", status=1).stdout
+        assert "problem  backend-0: api_key_env: the environment variable ENGINE_KEY is empty" in output
+        assert "HTTP 401" in output
+        monkeypatch.setenv("ENGINE_KEY", "canary")
+        assert "canary" not in command("check").output
+
+
+def test_what_is_declared_and_what_is_there(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    config(
+        here,
+        backends=[{"url": vllm.url, "kind": "openai", "models": ["smollm2", "missing"]}],
+        models={"smolm2": {"price": {"input": 1}}, "missing": {}},
+    )
+    output = command("check", status=1).stdout
+    assert "problem  backend-0: models: it doesn't serve 'missing', only smollm2, other" in output
+    assert "remark   backend-0: kind: declared as 'openai', and it looks like 'vllm'" in output
+    assert "remark   models.smolm2: no backend serves a model of this name" in output
+
+
+def test_it_serves_nothing(command: Command, vllm: ScriptedVLLM) -> None:
+    vllm.models = ()
+    assert "problem  backend-0: it serves no model" in command("check", "--backend", vllm.url, status=1).stdout
+
+
+def test_names_do_nothing_to_the_terminal(command: Command, vllm: ScriptedVLLM) -> None:  # failure 78
+    vllm.models = ("\x1b[31mred",)
+    output = command("check", "--backend", vllm.url).stdout
+    assert r"\x1b[31mred" in output
+    assert "\x1b" not in output

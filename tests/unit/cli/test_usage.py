@@ -1,0 +1,145 @@
+"""`glasshouse usage`: the ledger's sums, for people, spreadsheets and programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from proxy.cli.usage import When
+from proxy.errors import Outcome
+from proxy.exchange import Record
+from proxy.store import insert_records, open_database
+from tests.unit.cli.conftest import Command
+
+NOON = int(datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()) * 10**9
+
+
+def record(number: int, **fields: Any) -> Record:
+    made = Record(number.to_bytes(16, "big"), bytes(16), 1, NOON, currency="USD")
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def ledger(here: Path) -> None:
+    (here / ".glasshouse").mkdir()
+    alice = {
+        "key_id": "key_1",
+        "key_name": "alice",
+        "model": "small",
+        "input_tokens": 600,
+        "cached_tokens": 500,
+        "output_tokens": 200,
+    }
+    with open_database(f"sqlite:///{here / '.glasshouse/glasshouse.db'}").begin() as connection:
+        records = [
+            record(1, **alice, cost_nano=132_000, first_token_ns=250_000_000),
+            record(2, **alice, cost_nano=2**60, outcome=Outcome.CLIENT_GONE),
+            record(
+                3, **alice, cost_nano=5, currency="EUR", outcome=Outcome.UPSTREAM_ERROR, received_unix_ns=NOON + 86_400 * 10**9
+            ),
+            record(4, key_id="key_2", key_name="=cmd()", model="\x1b[31m", outcome=Outcome.CRASHED),
+        ]
+        insert_records(connection, records)
+
+
+def test_a_table(command: Command) -> None:
+    head, alice, other, total = command("usage").stdout.splitlines()
+    assert head.split()[:5] == ["KEY", "REQUESTS", "OK", "ERRORS", "GONE"]
+    cost = "0.000000005 EUR + 1152921504.606978976 USD"
+    assert alice.split(maxsplit=10) == [
+        "alice",
+        "3",
+        "1",
+        "1",
+        "1",
+        "0",
+        "1800",
+        "1500",
+        "600",
+        "0",
+        f"{cost}  0.250 s          0.250 s",
+    ]
+    assert other.split()[:6] == ["=cmd()", "1", "0", "0", "0", "1"]
+    assert total.split(maxsplit=10) == ["total", "4", "1", "1", "1", "1", "1800", "1500", "600", "0", cost]
+
+
+def test_names_do_nothing_to_the_terminal(command: Command) -> None:  # failure 78
+    output = command("usage", "--by", "model").stdout
+    assert r"\x1b[31m" in output
+    assert "\x1b" not in output
+
+
+def test_csv(command: Command) -> None:  # failure 78
+    rows = list(csv.DictReader(io.StringIO(command("usage", "--format", "csv").stdout, newline="")))
+    assert [row["label"] for row in rows] == ["alice", "'=cmd()"]
+    assert (rows[0]["cost_usd"], rows[0]["cost_eur"], rows[1]["cost_usd"]) == ("1152921504.606978976", "0.000000005", "0.00")
+    assert (rows[0]["key"], rows[0]["requests"], rows[0]["first_token_p50_ns"]) == ("key_1", "3", "250000000")
+
+
+def test_json(command: Command) -> None:
+    first, second = json.loads(command("usage", "--format", "json").stdout)
+    assert first == {
+        "group": "key_1",
+        "label": "alice",
+        "requests": 3,
+        "ok": 1,
+        "errors": 1,
+        "client_gone": 1,
+        "crashed": 0,
+        "input_tokens": 1800,
+        "cached_tokens": 1500,
+        "output_tokens": 600,
+        "reasoning_tokens": 0,
+        "cost_nano": {"EUR": 5, "USD": 2**60 + 132_000},
+        "first_token_p50_ns": 250_000_000,
+        "first_token_p95_ns": 250_000_000,
+        "cost": {"EUR": "0.000000005", "USD": "1152921504.606978976"},
+    }
+    assert (second["group"], second["crashed"], second["cost"]) == ("key_2", 1, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "days"),
+    [
+        ([], ["2026-11-20", "2026-11-21"]),
+        (["--since", "2026-11-21"], ["2026-11-21"]),
+        (["--until", "2026-11-21"], ["2026-11-20"]),
+        (["--since", "2026-11-20T12:00", "--until", "2026-11-20T12:01"], ["2026-11-20"]),
+        (["--since", "2026-11-20T12:00:01", "--until", "2026-11-21T11:59"], []),
+        (["--since", "2026-11-20T14:00+02:00", "--until", "2026-11-20T12:01Z"], ["2026-11-20"]),
+    ],
+)
+def test_some_time(command: Command, options: list[str], days: list[str]) -> None:
+    rows = json.loads(command("usage", "--by", "day", "--format", "json", *options).stdout)
+    assert [row["group"] for row in rows] == days
+
+
+def test_nothing(command: Command) -> None:
+    result = command("usage", "--since", "2030-01-01")
+    assert result.stdout == ""
+    assert "Nothing was used" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "ago"),
+    [("90m", timedelta(minutes=90)), ("24h", timedelta(days=1)), ("7d", timedelta(days=7)), ("2w", timedelta(days=14))],
+)
+def test_some_time_ago(text: str, ago: timedelta) -> None:
+    before = datetime.now(UTC)
+    when = When().convert(text, None, None)
+    assert before <= when + ago <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "24", "24x", "-24h", "999999w", "2026-13-01", "1e3h", "٣h"])
+def test_no_time(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="allowed: 24h, 7d, 2026-11-01"):
+        When().convert(text, None, None)

@@ -1,0 +1,275 @@
+"""Rows written once, whatever is repeated; sums that are exact."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, select
+
+from proxy.errors import Outcome
+from proxy.exchange import Attempt, EngineTimings, Record, UsageSource
+from proxy.store import insert_records, load_checkpoint, reader, save_checkpoint, usage
+from proxy.store.ledger import By
+from proxy.store.tables import requests
+
+NOON = int(datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()) * 10**9
+HOUR = 3_600 * 10**9
+
+
+def record(number: int = 1, **fields: Any) -> Record:
+    made = Record(number.to_bytes(16, "big"), bytes(range(16)), 0xABC, NOON)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+def stored(engine: Engine) -> list[dict[str, Any]]:
+    with reader(engine).connect() as connection:
+        return [dict(row) for row in connection.execute(select(requests).order_by(requests.c.id)).mappings()]
+
+
+def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
+    """Each integer field holds a number of its own, so that no two can be mixed up without being seen."""
+    made = record(
+        0x1F,
+        operation="chat",
+        parent_span_id=2**64 - 1,
+        client_request_id="theirs",
+        key_id="key_1",
+        key_name="alice",
+        model="smollm2",
+        stream=True,
+        max_tokens=50,
+        temperature=0.5,
+        top_p=0.25,
+        user="u1",
+        status=200,
+        outcome=Outcome.CLIENT_GONE,
+        error_code="client_disconnected",
+        error="gone",
+        finish_reasons=["stop", "length"],
+        usage_source=UsageSource.ENGINE,
+        currency="EUR",
+        inter_token_counts=[0, 3, 1],
+        attempts=[Attempt("a", 1, 2, 3, 4, 503, False, "refused"), Attempt("b", 5, 6, 7, 8, 200, True)],
+        engine=EngineTimings(1.5, 2.5, 3.5, 4.5, 5.5),
+    )
+    numbered = [name for name in Record.__struct_fields__ if name.endswith(("_ns", "_bytes", "_tokens", "_nano"))]
+    numbered = [
+        name for name in (*numbered, "choices", "chunks", "trace_flags") if name not in ("received_unix_ns", "max_tokens")
+    ]
+    for value, name in enumerate(numbered, 1000):
+        setattr(made, name, value)
+    with engine.begin() as connection:
+        assert insert_records(connection, [made]) == 1
+    assert stored(engine) == [
+        {
+            **{name: getattr(made, name) for name in numbered},
+            **{name: getattr(made, name) for name in ("operation", "client_request_id", "key_id", "key_name", "model", "stream")},
+            **{name: getattr(made, name) for name in ("max_tokens", "temperature", "top_p", "status", "error_code", "error")},
+            **{name: getattr(made, name) for name in ("finish_reasons", "currency", "inter_token_counts")},
+            "day": date(2026, 11, 20),
+            "id": "0000000000000000000000000000001f",
+            "trace_id": "000102030405060708090a0b0c0d0e0f",
+            "span_id": "0000000000000abc",
+            "parent_span_id": "ffffffffffffffff",
+            "received_at": NOON,
+            "backend": "b",
+            "end_user": "u1",
+            "outcome": "client_gone",
+            "usage_source": "engine",
+            "proxy_added_ns": made.proxy_added_ns(),
+            "attempts": [msgspec.structs.asdict(attempt) for attempt in made.attempts],
+            "engine_queue_ms": 1.5,
+            "engine_time_to_first_token_ms": 2.5,
+            "engine_prefill_ms": 3.5,
+            "engine_decode_ms": 4.5,
+            "engine_mean_inter_token_ms": 5.5,
+        }
+    ]
+
+
+def test_every_field_has_a_column() -> None:
+    """A field that is new in the Record is decided on here, not forgotten."""
+    elsewhere = {"received_unix_ns": "received_at", "user": "end_user", "engine": "engine_queue_ms"}
+    assert {elsewhere.get(name, name) for name in Record.__struct_fields__} <= set(requests.c.keys())
+
+
+def test_a_bare_record(engine: Engine) -> None:
+    with engine.begin() as connection:
+        insert_records(connection, [record()])
+    [row] = stored(engine)
+    assert row["parent_span_id"] == row["backend"] == row["model"] == ""
+    assert row["max_tokens"] is row["engine_queue_ms"] is None
+    assert row["finish_reasons"] == row["attempts"] == []
+
+
+def test_the_same_again_changes_nothing(engine: Engine) -> None:
+    with engine.begin() as connection:
+        assert insert_records(connection, [record(1, model="first"), record(2)]) == 2
+    with engine.begin() as connection:
+        assert insert_records(connection, [record(1, model="again"), record(2), record(3)]) == 1
+        assert insert_records(connection, [record(4), record(4)]) == 1
+        assert insert_records(connection, []) == 0
+    assert [(row["id"][-1], row["model"]) for row in stored(engine)] == [("1", "first"), ("2", ""), ("3", ""), ("4", "")]
+
+
+@pytest.mark.parametrize("received", [NOON - 12 * HOUR, NOON + 12 * HOUR - 1])
+def test_the_day_is_the_one_in_utc(engine: Engine, received: int) -> None:
+    with engine.begin() as connection:
+        insert_records(connection, [record(received_unix_ns=received)])
+    assert stored(engine)[0]["day"] == date(2026, 11, 20)
+
+
+def test_what_no_database_can_hold_is_made_to_fit(engine: Engine) -> None:  # failure 37, 70
+    """One unstorable record must not keep the ledger from going on."""
+    made = record(
+        model="a\0b'; DROP TABLE requests; --",
+        user="\0",
+        error="\0\n\r\x1b",
+        client_request_id="\0",
+        finish_reasons=["\0"],
+        max_tokens=2**63,
+        input_tokens=2**64 - 1,
+        temperature=1e300,
+        outcome=77,
+        usage_source=99,
+    )
+    with engine.begin() as connection:
+        assert insert_records(connection, [made, record(2)]) == 2
+    row = stored(engine)[0]
+    assert row["model"] == "a\ufffdb'; DROP TABLE requests; --"
+    assert row["end_user"] == row["client_request_id"] == "\ufffd"
+    assert row["max_tokens"] == row["input_tokens"] == 2**63 - 1
+    assert (row["outcome"], row["usage_source"]) == ("77", "99")
+
+
+# -- checkpoints --
+
+
+def test_a_checkpoint_per_collector_and_sink(engine: Engine) -> None:
+    with engine.begin() as connection:
+        assert load_checkpoint(connection, "host-a", "ledger") is None
+        save_checkpoint(connection, "host-a", "ledger", b"\x00\xff first")
+        save_checkpoint(connection, "host-a", "spans", b"spans")
+        save_checkpoint(connection, "host-b", "ledger", b"b")
+        save_checkpoint(connection, "host-a", "ledger", b"second")
+    with reader(engine).connect() as connection:
+        assert load_checkpoint(connection, "host-a", "ledger") == b"second"
+        assert load_checkpoint(connection, "host-a", "spans") == b"spans"
+        assert load_checkpoint(connection, "host-b", "ledger") == b"b"
+
+
+def test_rows_and_checkpoint_come_together_or_not_at_all(engine: Engine) -> None:  # failure 48
+    def store_and_die() -> None:
+        with engine.begin() as connection:
+            insert_records(connection, [record()])
+            save_checkpoint(connection, "host", "ledger", b"1")
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        store_and_die()
+    assert stored(engine) == []
+    with engine.begin() as connection:
+        assert load_checkpoint(connection, "host", "ledger") is None
+
+
+# -- sums --
+
+
+def seeded(count: int) -> list[Record]:
+    """Requests of three days, three keys (two of one name), two models, two currencies; some cost more than a float can hold."""
+    chance = random.Random(20261120)
+    return [
+        record(
+            number,
+            received_unix_ns=NOON + chance.randrange(-30, 30) * HOUR + chance.randrange(10**9),
+            key_id=f"key_{chance.randrange(3)}",
+            key_name=chance.choice(["alice", "bob"]),
+            model=chance.choice(["small", "large", ""]),
+            outcome=chance.choice(list(Outcome)),
+            input_tokens=chance.randrange(1000),
+            cached_tokens=chance.randrange(100),
+            output_tokens=chance.randrange(1000),
+            reasoning_tokens=chance.randrange(10),
+            cost_nano=chance.choice([0, 1, 132_000, 2**54 + 1]),
+            currency=chance.choice(["USD", "EUR"]),
+            first_token_ns=chance.choice([0, chance.randrange(1, 10**9)]),
+            attempts=[Attempt(f"backend-{chance.randrange(2)}")] if chance.random() < 0.9 else [],
+        )
+        for number in range(count)
+    ]
+
+
+def group_of(by: By, made: Record) -> str:
+    day = datetime.fromtimestamp(made.received_unix_ns // 10**9, UTC).date().isoformat()
+    return {"key": made.key_id, "model": made.model, "backend": made.backend, "day": day}[by]
+
+
+def nearest_rank(values: list[int], percent: int) -> int | None:
+    return sorted(values)[-(-len(values) * percent // 100) - 1] if values else None
+
+
+def classed(made: Record) -> str:
+    ok = dict.fromkeys([Outcome.OK, Outcome.CACHED, Outcome.COALESCED], "ok")
+    return {**ok, Outcome.CLIENT_GONE: "client_gone", Outcome.CRASHED: "crashed"}.get(Outcome(made.outcome), "errors")
+
+
+@pytest.mark.parametrize("by", ["key", "model", "backend", "day"])
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [
+        (None, None),
+        (datetime(2026, 11, 20, 3, 30, tzinfo=UTC), None),
+        (None, datetime(2026, 11, 20, 15, tzinfo=UTC)),
+        (datetime(2026, 11, 20, 1, tzinfo=timezone(timedelta(hours=14))), datetime(2026, 11, 20, 23, 59, tzinfo=UTC)),
+        (datetime(2030, 1, 1, tzinfo=UTC), None),
+    ],
+)
+def test_the_sums_are_the_records_own(engine: Engine, by: By, since: datetime | None, until: datetime | None) -> None:
+    records = seeded(300)
+    with engine.begin() as connection:
+        insert_records(connection, records)
+        rows = usage(connection, by, since, until)
+    low = NOON - 99 * HOUR if since is None else int(since.timestamp()) * 10**9
+    high = NOON + 99 * HOUR if until is None else int(until.timestamp()) * 10**9
+    inside = [made for made in records if low <= made.received_unix_ns < high]
+    groups = sorted({group_of(by, made) for made in inside})
+    assert [row.group for row in rows] == groups
+    for row in rows:
+        mine = [made for made in inside if group_of(by, made) == row.group]
+        classes = Counter(classed(made) for made in mine)
+        assert row.requests == len(mine)
+        assert (row.ok, row.errors) == (classes["ok"], classes["errors"])
+        assert (row.client_gone, row.crashed) == (classes["client_gone"], classes["crashed"])
+        for name in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"):
+            assert getattr(row, name) == sum(getattr(made, name) for made in mine)
+        costs = Counter[str]()
+        for made in mine:
+            costs[made.currency] += made.cost_nano
+        assert row.cost_nano == {currency: cost for currency, cost in costs.items() if cost}
+        assert all(type(cost) is int for cost in row.cost_nano.values())
+        waits = [made.first_token_ns for made in mine if made.first_token_ns]
+        assert row.first_token_p50_ns == nearest_rank(waits, 50)
+        assert row.first_token_p95_ns == nearest_rank(waits, 95)
+
+
+def test_a_group_of_keys_is_the_key_and_not_its_name(engine: Engine) -> None:
+    with engine.begin() as connection:
+        insert_records(connection, [record(1, key_id="key_1", key_name="alice"), record(2, key_id="key_2", key_name="alice")])
+        assert [(row.group, row.label) for row in usage(connection)] == [("key_1", "alice"), ("key_2", "alice")]
+
+
+def test_a_time_without_a_zone_is_refused(engine: Engine) -> None:
+    with engine.connect() as connection, pytest.raises(ValueError, match="time zone"):
+        usage(connection, since=datetime(2026, 11, 20))
+
+
+def test_nothing_used(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert usage(connection) == []
