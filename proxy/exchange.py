@@ -14,6 +14,7 @@ import random
 import time
 from bisect import bisect_left
 from enum import IntEnum
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -194,13 +195,13 @@ def peek_record(payload: bytes) -> tuple[int, bytes]:
 
 _PHASES = tuple(bytes([phase]) for phase in Phase)
 
-_WALL_ANCHOR_NS = time.time_ns() - time.monotonic_ns()
+_WALL_ANCHOR_NS = time.time_ns() - monotonic_ns()
 """Wall clock minus monotonic clock, taken anew by `set_wall_anchor` so that a stepped clock is followed between requests."""
 
 
 def set_wall_anchor() -> None:
     global _WALL_ANCHOR_NS
-    _WALL_ANCHOR_NS = time.time_ns() - time.monotonic_ns()
+    _WALL_ANCHOR_NS = time.time_ns() - monotonic_ns()
 
 
 def new_id(unix_ms: int) -> bytes:
@@ -256,11 +257,11 @@ class Exchange:
         self.remembered = remembered
         self.flow = flow
         self.hex_id = self.trace = identity.hex()
-        self.record = Record(identity, identity, random.getrandbits(63) | 1, received)
+        self.record = Record(identity, identity, random.getrandbits(63) | 1, received, request_bytes=len(body))
 
     def elapsed_ns(self) -> int:
         """Now, as an offset from the request's first byte."""
-        return time.monotonic_ns() - self.origin_ns
+        return monotonic_ns() - self.origin_ns
 
     @property
     def accepted(self) -> bool:

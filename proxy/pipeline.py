@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable
+from time import monotonic_ns
 
 from proxy.accounting import price
-from proxy.admission import Admission, Permit
+from proxy.admission import Admission
 from proxy.auth import Authenticator
 from proxy.errors import ClientGone, InternalError, NotReady, ProxyError
 from proxy.exchange import Exchange, Phase, Record, encode_record
@@ -29,7 +29,7 @@ from proxy.wire.operations import find_operation
 
 log = logging.getLogger(__name__)
 
-_TRACEPARENT = re.compile(rb"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
+_TRACEPARENT = re.compile(rb"^(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
 _TRACESTATE = re.compile(rb"^[\x20-\x7e]{1,512}$")
 BROKEN_STREAM = b"data: %b\n\n"
 """How OpenAI's API says that a stream has failed: an event with an `error` object, and no `[DONE]`."""
@@ -55,8 +55,12 @@ class Pipeline:
         try:
             operation = exchange.operation = find_operation(exchange.method, exchange.target)
             exchange.record.operation = operation.name
-            self._authenticate(exchange)  # accepted from here on
-            with self._admit(exchange):  # held to the last byte
+            self._authenticator.authenticate(exchange)  # accepted from here on
+            if len(exchange.headers) > 1:
+                self._correlate(exchange)
+            if self._refuse_unrecorded:
+                self._refuse_if_full()
+            with self.admission.admit(exchange):  # held to the last byte
                 if operation.read is None:
                     self._answer(exchange, operation, reply)
                 else:
@@ -71,21 +75,9 @@ class Pipeline:
 
     # -- the steps --
 
-    def _authenticate(self, exchange: Exchange) -> None:
-        headers = exchange.headers
-        authorization = headers.get(b"authorization")
-        principal = exchange.principal = self._authenticator.authenticate(authorization, exchange.remembered)
-        record = exchange.record
-        record.key_id = principal.key_id
-        record.key_name = principal.key_name
-        record.request_bytes = len(exchange.body)
-        if len(headers) > 1:
-            self._correlate(exchange, headers)
-        record.authenticated_ns = time.monotonic_ns() - exchange.origin_ns
-
-    def _correlate(self, exchange: Exchange, headers: dict[bytes, bytes]) -> None:
+    def _correlate(self, exchange: Exchange) -> None:
         """Join the caller's trace (W3C Trace Context), and keep its request id as an attribute: ids that count are ours."""
-        record = exchange.record
+        record, headers = exchange.record, exchange.headers
         if theirs := headers.get(b"x-request-id"):
             record.client_request_id = theirs[:128].decode("ascii", "replace")
         if (parent := headers.get(b"traceparent")) and (match := _TRACEPARENT.match(parent)):
@@ -97,11 +89,9 @@ class Pipeline:
             if _TRACESTATE.match(state):
                 exchange.tracestate = f"tracestate: {state.decode()}\r\n"
 
-    def _admit(self, exchange: Exchange) -> Permit:
-        if self._refuse_unrecorded and self._journal.full:
+    def _refuse_if_full(self) -> None:
+        if self._journal.full:
             raise NotReady("The proxy can't record requests right now.", code="journal_full")
-        exchange.record.admitted_ns = time.monotonic_ns() - exchange.origin_ns
-        return self.admission.admit(exchange)
 
     def _answer(self, exchange: Exchange, operation: Operation, reply: Reply) -> None:
         """What the snapshot alone can answer: the models."""
@@ -159,7 +149,7 @@ class Pipeline:
         record.status = reply.status or (exchange.error.status if exchange.error is not None else 0)
         record.response_bytes = reply.sent + (0 if gone else len(reply.tail))
         record.unsent_bytes = 0 if gone else reply.unsent_bytes()
-        record.ended_ns = time.monotonic_ns() - exchange.origin_ns
+        record.ended_ns = monotonic_ns() - exchange.origin_ns
         self._journal.append(encode_record(Phase.CLOSING, record))
 
     def _keep_content(self, content: Journal, exchange: Exchange, reply: Reply) -> None:

@@ -27,7 +27,7 @@ class Reply:
     _streaming = False
     upstream: UpstreamConnection | None = None
     captured = b""
-    """The body so far, where capture is on."""
+    """The body so far, where capture is on; no more than tells that it was longer than wanted."""
     status = 0
     tail = b""
     sent = 0
@@ -35,17 +35,20 @@ class Reply:
     started = False
     gone = False
     """The client has left, or was dropped."""
+    bodiless = False
+    """The answer to a HEAD."""
     broken = False
     """The answer can't be completed: the connection closes without a proper end."""
     paused = False
     paused_since_ns = 0
 
-    def __init__(self, transport: asyncio.Transport, request_id: str, close: bool, http_1_0: bool, capture: bool) -> None:
+    def __init__(self, transport: asyncio.Transport, request_id: str, close: bool, http_1_0: bool, capture: int) -> None:
         self._transport = transport
         self._id = request_id
         self._close = close
         self._http_1_0 = http_1_0
         self._capture = capture
+        """Bytes of the body to keep, 0 for none."""
 
     @property
     def keep_alive(self) -> bool:
@@ -70,7 +73,7 @@ class Reply:
         if not data:
             return
         self.sent += len(data)
-        if self._capture:
+        if self._capture and len(self.captured) <= self._capture:
             self.captured += data
         self._put(self._frame(data) if self._chunked and not self._http_1_0 else data)
 
@@ -79,6 +82,7 @@ class Reply:
         self.status = status
         self._head = _status_line(status) + b"content-type: " + content_type + extra
         self._chunked = True
+        self._streaming = False
         self.tail = body
 
     def fail(self, error: ProxyError, broken_stream: bytes) -> None:
@@ -88,21 +92,20 @@ class Reply:
             self.broken = True
             return
         if self.started:
-            self.tail = self._frame(broken_stream) if broken_stream and self._chunked and not self._http_1_0 else broken_stream
+            self.tail = broken_stream
             self.broken = True
             return
         extra = b"\r\nretry-after: %d" % error.retry_after_s if error.retry_after_s is not None else b""
         self.whole(error.status, error.body(), extra=extra)
 
     def release(self) -> None:
-        """Let the terminal bytes go."""
+        """Let the terminal bytes go. Closing the connection, if it isn't to be kept, is left to its owner."""
         self.upstream = None
         if self.gone:
             return
         if self.broken:
             if self.started and self.tail:
-                self._put(self.tail)
-            self._transport.close()
+                self._put(self._frame(self.tail) if self._chunked and not self._http_1_0 else self.tail)
             return
         tail = self.tail
         opening = b""
@@ -115,9 +118,7 @@ class Reply:
         if self._chunked and not self._http_1_0:
             tail = self._frame(tail) + b"0\r\n\r\n" if tail else b"0\r\n\r\n"
         tail = opening + tail
-        self._transport.write(tail)
-        if self._close:
-            self._transport.close()
+        self._transport.write(opening if self.bodiless else tail)
 
     def abort(self) -> None:
         """Drop the client, and what it hasn't taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic_ns
 from types import TracebackType
 
 from proxy.exchange import Exchange
@@ -14,6 +15,7 @@ class Admission:
         self.in_flight: set[Exchange] = set()
 
     def admit(self, exchange: Exchange) -> Permit:
+        exchange.record.admitted_ns = monotonic_ns() - exchange.origin_ns
         return Permit(self.in_flight, exchange)
 
 

@@ -8,9 +8,10 @@ same header bytes come and the same snapshot holds.
 from __future__ import annotations
 
 import hashlib
+from time import monotonic_ns
 
 from proxy.errors import NotReady, Unauthenticated
-from proxy.exchange import Remembered
+from proxy.exchange import Exchange, Remembered
 from proxy.snapshot import Principal, SnapshotFeed
 
 _BEARER = b"bearer "
@@ -20,11 +21,22 @@ class Authenticator:
     def __init__(self, feed: SnapshotFeed) -> None:
         self._feed = feed
 
-    def authenticate(self, authorization: bytes | None, remembered: Remembered) -> Principal:
-        """`Authorization: Bearer KEY` → Principal. Raises Unauthenticated; NotReady while there is no snapshot."""
+    def authenticate(self, exchange: Exchange) -> None:
+        """`Authorization: Bearer KEY` → the exchange's Principal: from here on the request is accepted. Raises Unauthenticated;
+        NotReady while there is no snapshot."""
+        authorization = exchange.headers.get(b"authorization")
+        remembered = exchange.remembered
+        principal = remembered.principal
+        if principal is None or remembered.authorization != authorization or remembered.snapshot is not self._feed.current:
+            principal = self._look_up(authorization, remembered)
+        exchange.principal = principal
+        record = exchange.record
+        record.key_id = principal.key_id
+        record.key_name = principal.key_name
+        record.authenticated_ns = monotonic_ns() - exchange.origin_ns
+
+    def _look_up(self, authorization: bytes | None, remembered: Remembered) -> Principal:
         snapshot = self._feed.current
-        if remembered.principal is not None and remembered.authorization == authorization and remembered.snapshot is snapshot:
-            return remembered.principal
         if snapshot is None:
             raise NotReady("The proxy has no keys and models yet; try again in a moment.")
         if authorization is None:

@@ -7,7 +7,7 @@ A checkpoint holds a position per segment and the last word of every request tha
 died is closed exactly once, as `crashed`, with the tokens seen, also across restarts of the collector.
 
 Of a dead writer's segment a torn last frame is the normal end: only its length is missing. Bytes that should be a frame and
-aren't one are damage: it is reported, what precedes it counts, and the file is put aside instead of deleted.
+aren't one are damage: it is reported, the frames around it count, and the file is put aside instead of deleted.
 """
 
 from __future__ import annotations
@@ -235,11 +235,15 @@ class _Reading:
                 return _Read.ENDED
             if len(self._records) >= self._limit:
                 return _Read.LIMIT
-            if not consumed:
-                if dead and _length_at(fd, position):
-                    raise segment.Corrupt(f"no frame at byte {position}")
+            if consumed:
+                size = READ_BYTES
+            elif dead and (length := _length_at(fd, position)):
+                self._damage(name, f"no frame at byte {position}")
+                position += FRAME_BYTES + length
+                if not _goes_on(fd, position):
+                    return _Read.ENDED
+            else:
                 return _Read.CAUGHT_UP
-            size = READ_BYTES
 
     def _apply(self, payload: bytes, name: SegmentName) -> None:
         open_requests = self.after.open.setdefault(name.incarnation, {})
@@ -294,6 +298,12 @@ def read_frames(fd: int, position: int, size: int = READ_BYTES) -> tuple[list[by
     if not found[0] and not found[2] and size - FRAME_BYTES < (length := _length_at(fd, position)) <= MAX_FRAME_BYTES:
         return segment.parse(os.pread(fd, FRAME_BYTES + length, position))  # one frame longer than `size`
     return found
+
+
+def _goes_on(fd: int, position: int) -> bool:
+    """Is there a whole frame, or the end? After a damaged one that tells whether its length can be believed."""
+    payloads, _, ended = read_frames(fd, position, FIRST_READ_BYTES)
+    return bool(payloads) or ended
 
 
 def _length_at(fd: int, position: int) -> int:

@@ -20,6 +20,10 @@ _OVERHEAD = HEADER_BYTES + 2 * FRAME_BYTES
 """What a segment holds besides one record: its header, the record's frame, END."""
 
 
+_pack_frame_into = FRAME.pack_into
+_crc32 = zlib.crc32
+
+
 class JournalFull(Exception):
     """No segment could be prepared (the disk is full, or not writable); the record was not kept."""
 
@@ -99,14 +103,15 @@ class Journal:
         """Keep `payload`. When this returns it survives the process. Raises JournalFull, and counts, if it can't be kept."""
         length = len(payload)
         start = self._position
-        stop = start + FRAME_BYTES + length
+        body = start + FRAME_BYTES
+        stop = body + length
         if stop > self._limit or not 0 < length <= MAX_FRAME_BYTES:
             self._rotate(length)
-            start = self._position
-            stop = start + FRAME_BYTES + length
+            self.append(payload)
+            return
         mapping = self._map
-        mapping[start + FRAME_BYTES : stop] = payload
-        FRAME.pack_into(mapping, start, length, zlib.crc32(payload, length))
+        mapping[body:stop] = payload
+        _pack_frame_into(mapping, start, length, _crc32(payload, length))
         self._position = stop
 
     def close(self) -> None:

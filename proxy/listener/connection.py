@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections import deque
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 import httptools
@@ -22,14 +22,11 @@ from proxy.reply import Reply
 if TYPE_CHECKING:
     from proxy.listener.server import Server
 
-_WANTED = frozenset((b"authorization", b"x-request-id", b"traceparent", b"tracestate"))
+_WANTED = frozenset((b"authorization", b"x-request-id", b"traceparent", b"tracestate", b"expect"))
+_PROBING = (b"GET", b"HEAD")
 _SEND_BUFFER_BYTES = 64 * 1024
 """Small, so that a reader who stopped is felt after kilobytes and not after megabytes."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-_Request = tuple[int, bytes, bytes, dict[bytes, bytes], bytes, bool, bool]
-"""A request that has been read: the arguments of `ClientConnection._start`."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -39,10 +36,10 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
         self.remembered = Remembered()
-        self.active_ns = time.monotonic_ns()
+        self.active_ns = monotonic_ns()
         """When a byte last came or an answer last ended."""
         self._refused = False
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[tuple[Exchange, bool, bool]] = deque()
         self._ahead_bytes = 0
         # for the request being read
         self._reading = False
@@ -67,7 +64,7 @@ class ClientConnection(asyncio.Protocol):
         self._server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        self.active_ns = time.monotonic_ns()
+        self.active_ns = monotonic_ns()
         if self._refused:
             return
         if self._exchange is not None and not self._may_send_ahead(len(data)):
@@ -86,7 +83,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequest(f"The request isn't valid HTTP/1.1: {error}."))
-        if self._reading and not self._body:
+        if self._reading and not self._body and self._origin_ns != self.active_ns:
             self._bound_head(len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,7 +96,7 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self._reply is not None:
-            self._reply.pause(time.monotonic_ns())
+            self._reply.pause(monotonic_ns())
 
     def resume_writing(self) -> None:
         if self._reply is not None:
@@ -118,8 +115,8 @@ class ClientConnection(asyncio.Protocol):
         name = name.lower()
         if name in _WANTED:
             self._headers[name] = value
-        elif name == b"expect" and value.lower() == b"100-continue" and self._exchange is None:
-            self._transport.write(_CONTINUE)
+            if name == b"expect" and value.lower() == b"100-continue" and self._exchange is None:
+                self._transport.write(_CONTINUE)
 
     def on_body(self, data: bytes) -> None:
         if self._body or len(data) > self._server.body_limit:
@@ -134,15 +131,19 @@ class ClientConnection(asyncio.Protocol):
             body = b"".join([body, *self._more_body])
             self._more_body = []
             self._more_bytes = 0
-        http_1_0 = parser.get_http_version() == "1.0"
-        request = (self._origin_ns, parser.get_method(), self._target, self._headers, body, parser.should_keep_alive(), http_1_0)
+        origin_ns = self._origin_ns
+        flow = Flow(self._ended)
+        exchange = Exchange(origin_ns, parser.get_method(), self._target, self._headers, body, self.remembered, flow)
+        exchange.record.read_ns = monotonic_ns() - origin_ns
         self._reading = False
         self._target = self._body = b""
         self._headers = {}
+        close = not parser.should_keep_alive()
+        http_1_0 = parser.get_http_version() == "1.0"
         if self._exchange is None and not self._waiting:
-            self._start(*request)
+            self._start(exchange, close, http_1_0)
         else:
-            self._waiting.append(request)
+            self._waiting.append((exchange, close, http_1_0))
 
     def _take_more_body(self, data: bytes) -> None:
         self._more_bytes += len(data)
@@ -152,7 +153,7 @@ class ClientConnection(asyncio.Protocol):
         self._more_body.append(data)
 
     def _bound_head(self, length: int) -> None:
-        """A head that isn't complete after this read. One that comes in a single read is as large as a read at most."""
+        """A head that wasn't complete after its first read, which is as large as a read at most."""
         self._head_bytes += length
         limit = self._server.settings.limits.header_bytes
         if self._head_bytes > limit and not self._refused:
@@ -167,35 +168,25 @@ class ClientConnection(asyncio.Protocol):
 
     # -- requests --
 
-    def _start(
-        self,
-        origin_ns: int,
-        method: bytes,
-        target: bytes,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        keep_alive: bool,
-        http_1_0: bool,
-    ) -> None:
+    def _start(self, exchange: Exchange, close: bool, http_1_0: bool) -> None:
         server = self._server
-        flow = Flow(self._ended)
-        exchange = Exchange(origin_ns, method, target, headers, body, self.remembered, flow)
-        exchange.record.read_ns = time.monotonic_ns() - origin_ns
-        close = not keep_alive or server.draining
-        reply = self._reply = Reply(self._transport, exchange.hex_id, close, http_1_0, server.capture)
-        if method == b"GET" and (probe := server.probes.answer(target)) is not None:
-            reply.whole(*probe)
-            reply.release()
-            self._ended()
-            return
+        reply = self._reply = Reply(self._transport, exchange.hex_id, close or server.draining, http_1_0, server.capture)
+        method = exchange.method
+        if method != b"POST":
+            reply.bodiless = method == b"HEAD"
+            if method in _PROBING and (probe := server.probes.answer(exchange.target)) is not None:
+                reply.whole(*probe)
+                reply.release()
+                self._ended()
+                return
         self._exchange = exchange
-        flow.start(server.handle(exchange, reply))
+        exchange.flow.start(server.handle(exchange, reply))
 
     def _ended(self) -> None:
         """The answer is sealed and released."""
         reply = self._reply
         self._exchange = self._reply = None
-        self.active_ns = time.monotonic_ns()
+        self.active_ns = monotonic_ns()
         self._ahead_bytes = 0
         if self._server.draining or reply is None or not reply.keep_alive:
             self._refused = True
@@ -209,17 +200,24 @@ class ClientConnection(asyncio.Protocol):
             self._start(*self._waiting.popleft())
 
     def _refuse(self, error: ProxyError) -> None:
-        """The bytes that came aren't a request that can be answered in turn: say so, if nothing is under way, and close."""
+        """The bytes that came aren't a request that can be answered in turn: say so, if nothing is under way, and close. What is
+        still being sent is taken and dropped: closing at once would reset the connection, and the answer with it."""
         self._refused = True
         self._server.count_unaccepted(error)
         if self._exchange is None:
-            reply = Reply(self._transport, "-", True, False, False)
+            reply = Reply(self._transport, "-", True, False, 0)
             reply.fail(error, b"")
             reply.release()
+            self._transport.write_eof()
         else:
             self._transport.abort()
 
     # -- from the server --
+
+    @property
+    def unsent(self) -> bool:
+        """The client hasn't taken all of its answer yet."""
+        return self._transport.get_write_buffer_size() > 0
 
     def close_if_idle(self) -> None:
         """No request runs or is being read: close. Otherwise the answer under way will say so and close."""

@@ -27,7 +27,7 @@ class Server:
     ) -> None:
         self.settings = settings
         self.body_limit = settings.limits.body_bytes
-        self.capture = settings.capture.content
+        self.capture = settings.capture.max_bytes if settings.capture.content else 0
         self.handle = handle
         self.probes = probes
         self.count_unaccepted = count_unaccepted
@@ -46,6 +46,11 @@ class Server:
             self._server.close()
         for connection in list(self.connections):
             connection.close_if_idle()
+
+    @property
+    def unsent(self) -> bool:
+        """Some client hasn't taken all of its answer yet."""
+        return any(connection.unsent for connection in self.connections)
 
     def sweep(self, now_ns: int) -> None:
         for connection in list(self.connections):

@@ -16,8 +16,8 @@ from proxy.errors import (
     UpstreamMalformed,
     UpstreamTimeout,
 )
-from proxy.exchange import Attempt, Exchange
-from proxy.relay.head import shape_of, without_hop_by_hop
+from proxy.exchange import Attempt, Exchange, Record
+from proxy.relay.head import shape_of, without_hop_by_hop, without_length
 from proxy.wire.operation import Operation, estimate, observe_end_of_answer
 from proxy.wire.sse import OversizedEvent
 from proxy.wire.stream import StreamObserver, Terms
@@ -53,8 +53,10 @@ class Call:
     heard = False
     """A byte of the answer has come: from here on there is no other try."""
     complete = False
+    until_close = False
+    """The end of the connection is the end of the answer."""
     last_ns = 0
-    """Monotonic time of the last byte from the engine, or of the sending; 0 before that."""
+    """Since when the engine owes a byte: its last one, or the sending (monotonic time); 0 before that."""
     _connection: UpstreamConnection | None = None
     pending = b""
     """What may go out when this read is parsed."""
@@ -109,10 +111,17 @@ class Call:
         attempt.status = self.status = status
         attempt.first_byte_ns = self._exchange.record.first_byte_ns = now_ns - self._origin_ns
         shape = shape_of(head)
+        if not head.startswith(b"HTTP/1.1"):
+            head = b"HTTP/1.1" + head[len("HTTP/1.1") :]  # the version of a hop is its own
+        self.until_close = shape.until_close
         streaming = shape.event_stream and status == 200
-        self._reply.head(status, without_hop_by_hop(head) if shape.hop_by_hop else head, shape.sized, streaming)
+        if shape.hop_by_hop:
+            head = without_hop_by_hop(head)
         if streaming:
             self._observe()
+            if shape.sized:
+                head = without_length(head)
+        self._reply.head(status, head, shape.sized and not streaming, streaming)
 
     def _observe(self) -> None:
         record = self._exchange.record
@@ -183,11 +192,9 @@ class Call:
 
     def _finish_first_error(self, body: bytes) -> None:
         """A 200 whose first event is an error: nothing has gone out yet, so the client gets a proper status."""
-        error = _engine_error(body, 0)
-        code = error.error_code or ""
-        status = int(code) if code.isdecimal() and 400 <= int(code) <= 599 else 502
-        self.status = status
-        self._exchange.fail(error)
+        code = _engine_error(body, 0).error_code or ""
+        status = self.status = int(code) if code.isdecimal() and 400 <= int(code) <= 599 else 502
+        self._exchange.fail(_engine_error(body, status))
         self._reply.replace_head(status)
         self._complete(body)
 
@@ -197,13 +204,18 @@ class Call:
         body = self._body
         if self.status >= 400:
             self._exchange.fail(_engine_error(body, self.status))
-        elif self._passing:
-            observe_end_of_answer(self._end_kept + body, record)
         elif self._operation.observe is not None:
-            self._operation.observe(body, record)
+            if self._passing:
+                observe_end_of_answer(self._end_kept + body, record)
+            else:
+                self._operation.observe(body, record)
             if not record.usage_source:
-                estimate(record, len(body))
-        self._complete(body)
+                self._estimate(record, body)
+        self._complete(self.pending + body)
+
+    def _estimate(self, record: Record, body: bytes) -> None:
+        size = self._reply.sent + len(self.pending) + len(body)
+        estimate(record, size if self._operation.generates else 0)
 
     def _complete(self, tail: bytes) -> None:
         self.complete = True
@@ -238,6 +250,7 @@ class Call:
         timeouts = self._settings.timeouts
         reply = self._reply
         if reply.paused:
+            self.last_ns = now_ns
             if (now_ns - reply.paused_since_ns) / 1e9 <= timeouts.client_write:
                 return None
             reply.abort()
@@ -245,7 +258,8 @@ class Call:
                 f"The client took none of its answer for {timeouts.client_write:g} s.", code="client_stopped_reading"
             )
         silent_s = (now_ns - self.last_ns) / 1e9
-        if not self.heard:
+        # The head of a stream says nothing: vLLM sends it before the prefill.
+        if not self.heard or (self.observer is not None and not self._exchange.record.first_token_ns):
             if silent_s > timeouts.first_byte:
                 return UpstreamTimeout(f"The engine sent nothing within {timeouts.first_byte:g} s.", code="first_byte_timeout")
         elif silent_s > timeouts.between_chunks:

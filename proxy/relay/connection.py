@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 import httptools
@@ -44,7 +44,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The Call needs no more of this answer. What still comes is dropped, and the connection may be used again."""
         self.call = None
         self.draining = True
-        self.idle_since_ns = time.monotonic_ns()
+        self.idle_since_ns = monotonic_ns()
         self._transport.resume_reading()
         self._pool.draining.add(self)
 
@@ -71,14 +71,14 @@ class UpstreamConnection(asyncio.Protocol):
         if call is None and not self.draining:
             self._transport.abort()  # bytes that nobody asked for
             return
-        self._now = time.monotonic_ns()
+        self._now = monotonic_ns()
         if self._heading:
             self._head += data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
             self._fail(error.__context__ or error)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(UpstreamMalformed(f"The engine's answer isn't valid HTTP: {error}."))
         if call is None:
             return
@@ -91,7 +91,11 @@ class UpstreamConnection(asyncio.Protocol):
         self.closed = True
         self._pool.forget(self)
         call, self.call = self.call, None
-        if call is not None:
+        if call is None:
+            return
+        if exc is None and call.until_close:
+            call.end(monotonic_ns())
+        else:
             call.lost(UpstreamDisconnected("The engine closed the connection before its answer was complete."))
 
     def _fail(self, error: BaseException) -> None:
@@ -105,17 +109,18 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        head, end, rest = self._head.partition(b"\r\n\r\n")
-        if not end:
+        head = self._head
+        end = head.find(b"\r\n\r\n")
+        if end < 0:
             raise UpstreamMalformed("The engine's answer has a head without an end.")
         if status < 200:
             self._interim = True
-            self._head = rest
+            self._head = head[end + 4 :]
             return
         self._heading = False
         self._head = b""
         if self.call is not None:
-            self.call.head(status, head, self._now)
+            self.call.head(status, head[:end], self._now)
 
     def on_body(self, data: bytes) -> None:
         if self.call is not None:

@@ -23,6 +23,7 @@ _HOP_BY_HOP = (
 )
 """RFC 9110 §7.6.1; the request id, since the one that the client gets is ours."""
 _HOP_BY_HOP_LINE = re.compile(rb"\r\n(?:%b)[ \t]*:[^\r\n]*" % b"|".join(_HOP_BY_HOP), re.IGNORECASE)
+_LENGTH_LINE = re.compile(rb"\r\ncontent-length[ \t]*:[^\r\n]*", re.IGNORECASE)
 _DIGITS = b"0123456789"
 _MAX_SHAPES = 1000
 
@@ -30,6 +31,8 @@ _MAX_SHAPES = 1000
 class Shape(NamedTuple):
     sized: bool
     """There is a content-length."""
+    until_close: bool
+    """There is neither a length nor an encoding that has an end: the body ends with the connection (RFC 9112 §6.3)."""
     event_stream: bool
     hop_by_hop: bool
 
@@ -47,6 +50,11 @@ def without_hop_by_hop(head: bytes) -> bytes:
     return _HOP_BY_HOP_LINE.sub(b"", head)
 
 
+def without_length(head: bytes) -> bytes:
+    """For an answer that may come out shorter or longer than it went in."""
+    return _LENGTH_LINE.sub(b"", head)
+
+
 class _Fields:
     def __init__(self) -> None:
         self.fields: dict[bytes, bytes] = {}
@@ -61,6 +69,7 @@ def _learn(key: bytes, head: bytes) -> Shape:
     fields = reader.fields
     shape = Shape(
         b"content-length" in fields,
+        fields.keys().isdisjoint((b"content-length", b"transfer-encoding")),
         fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
         not fields.keys().isdisjoint(_HOP_BY_HOP),
     )

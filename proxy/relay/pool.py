@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections import deque
+from time import monotonic_ns
 
 from proxy.errors import UpstreamUnreachable
 from proxy.exchange import Exchange
@@ -37,7 +37,7 @@ class Pool:
         idle = self._idle
         if not idle:
             return None
-        oldest_ns = time.monotonic_ns() - self._idle_ns
+        oldest_ns = monotonic_ns() - self._idle_ns
         while idle:
             connection = idle.pop()
             if connection.idle_since_ns >= oldest_ns and not connection.closed:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection
+from time import monotonic_ns
 
 from proxy.errors import NotReady, ProxyError, UpstreamDisconnected, UpstreamUnreachable
 from proxy.exchange import Attempt, Exchange
@@ -41,15 +41,15 @@ class Relay:
             connection = pool.take()
             in_flight[name] += 1
             try:
-                await self._attempt(pool, connection, exchange, request, reply)
+                try:
+                    await self._attempt(pool, connection, exchange, request, reply)
+                except UpstreamDisconnected:
+                    # A kept-alive connection that the engine had given up meanwhile: one more try, on a fresh one.
+                    if connection is None or exchange.call is None or exchange.call.heard:
+                        raise
+                    await self._attempt(pool, None, exchange, request, reply)
             except UpstreamUnreachable as error:
                 failed = error
-            except UpstreamDisconnected:
-                # A kept-alive connection that the engine had given up meanwhile: one more try, on a fresh one.
-                if connection is None or exchange.call is None or exchange.call.heard:
-                    raise
-                await self._attempt(pool, None, exchange, request, reply)
-                return
             else:
                 return
             finally:
@@ -65,7 +65,7 @@ class Relay:
             raise TypeError("only an operation with an engine behind it is relayed")
         record = exchange.record
         backend = pool.backend
-        attempt = Attempt(backend.name, time.monotonic_ns() - exchange.origin_ns, reused=connection is not None)
+        attempt = Attempt(backend.name, monotonic_ns() - exchange.origin_ns, reused=connection is not None)
         attempts = record.attempts
         attempts.append(attempt)
         if len(attempts) == 1:
@@ -76,13 +76,13 @@ class Relay:
             if connection is None:
                 connection = await exchange.flow.until(asyncio.ensure_future(pool.connect()))
                 attempt.connected_ns = exchange.elapsed_ns()
-            call.begin(connection, pool.payload(operation, exchange, body, len(attempts)), time.monotonic_ns())
+            call.begin(connection, pool.payload(operation, exchange, body, len(attempts)), monotonic_ns())
             await exchange.flow.wait()
         except ProxyError as error:
             attempt.error = error.error_code or error.type
             raise
         finally:
-            attempt.ended_ns = time.monotonic_ns() - exchange.origin_ns
+            attempt.ended_ns = monotonic_ns() - exchange.origin_ns
             if not call.complete:
                 call.close()
 

@@ -6,12 +6,15 @@ of the wrong type is read as absent here and goes upstream as it came. A rewrite
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from proxy.errors import InvalidRequest
+
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""What a record can hold; a larger one is the engine's to judge, like anything else that is odd."""
 
 
 class StreamOptions(Struct, gc=False):
@@ -25,9 +28,9 @@ class Request(Struct, kw_only=True):
     model: str
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    n: Integer | None = None
+    max_tokens: Integer | None = None
+    max_completion_tokens: Integer | None = None
     temperature: float | None = None
     top_p: float | None = None
     user: str | None = None
@@ -65,14 +68,24 @@ def write_object(fields: dict[str, Raw]) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def with_stream_options(body: bytes, options: bytes, *, present: bool) -> bytes:
-    """`body` with `stream_options` set to the JSON `options`. `present`: the client had sent some."""
-    if present:
-        fields = read_object(body)
-        fields["stream_options"] = Raw(options)
-        return write_object(fields)
+def with_stream_options(body: bytes, options: bytes) -> bytes:
+    """A body that has no `stream_options`, with the JSON `options`."""
     start = body.index(b"{") + 1
     return b'%b"stream_options":%b,%b' % (body[:start], options, body[start:])
+
+
+def with_more_stream_options(body: bytes, options: bytes, said: StreamOptions | None) -> bytes | None:
+    """A body that may have `stream_options`, with the JSON `options` among them. None if it has some that couldn't be read as
+    `said`: they are the engine's to judge."""
+    fields = read_object(body)
+    former = fields.get("stream_options")
+    if former is None or bytes(former) == b"null":
+        fields["stream_options"] = Raw(options)
+    elif said is None:
+        return None
+    else:
+        fields["stream_options"] = Raw(write_object({**read_object(bytes(former)), **read_object(options)}))
+    return write_object(fields)
 
 
 def _read_field_by_field(body: bytes) -> Request:

@@ -6,16 +6,16 @@ import msgspec
 from msgspec import Raw
 
 from proxy.exchange import Record
-from proxy.wire.body import Request, read_request
-from proxy.wire.generation import prepare_generation, write_request
+from proxy.wire.body import Request
+from proxy.wire.generation import prepare_generation, read_generation
 from proxy.wire.operation import Operation, observe_answer
 
 _list = msgspec.json.Decoder(list[Raw])
 
 
 def _read(body: bytes, record: Record) -> Request:
-    request = read_request(body)
-    write_request(request, record, prompts=_prompts(bytes(request.prompt)))
+    request = read_generation(body, record)
+    record.choices *= _prompts(bytes(request.prompt))
     return request
 
 

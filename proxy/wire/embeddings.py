@@ -29,4 +29,5 @@ OPERATION = Operation(
     read=_read,
     prepare=_prepare,
     observe=observe_answer,
+    generates=False,
 )

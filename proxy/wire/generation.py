@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.exchange import Record
-from proxy.wire.body import Request, with_stream_options
+from proxy.wire.body import Request, read_request, with_more_stream_options, with_stream_options
 from proxy.wire.operation import MAX_TEXT, Upstream
 from proxy.wire.stream import Terms
 
@@ -12,17 +12,20 @@ _AT_THE_END = b'{"include_usage":true}'
 _AS_IT_CAME = Terms()
 
 
-def write_request(request: Request, record: Record, *, prompts: int = 1) -> None:
+def read_generation(body: bytes, record: Record) -> Request:
+    """The request, its facts written on the record. Raises InvalidRequest."""
+    request = read_request(body)
     record.model = request.model[:MAX_TEXT]
     if request.stream:
         record.stream = True
-    if request.n is not None or prompts > 1:
-        record.choices = min(max(1, request.n or 1), 1_000_000) * prompts
+    if request.n is not None:
+        record.choices = min(max(1, request.n), 1_000_000)
     record.max_tokens = request.max_completion_tokens or request.max_tokens
     record.temperature = request.temperature
     record.top_p = request.top_p
     if request.user:
         record.user = request.user[:MAX_TEXT]
+    return request
 
 
 def prepare_generation(body: bytes, request: Request, kind: str) -> Upstream:
@@ -41,5 +44,7 @@ def prepare_generation(body: bytes, request: Request, kind: str) -> Upstream:
         return body, Terms(n=n)
     terms = Terms(cut_usage=True, drop_usage_chunk=not asked, move_fingerprint=vllm and not asked, n=n)
     wanted = _EVERY_CHUNK if vllm else _AT_THE_END
-    present = options is not None or b'"stream_options"' in body
-    return with_stream_options(body, wanted, present=present), terms
+    if options is None and b'"stream_options"' not in body:
+        return with_stream_options(body, wanted), terms
+    rewritten = with_more_stream_options(body, wanted, options)
+    return (body, Terms(n=n)) if rewritten is None else (rewritten, terms)

@@ -25,7 +25,7 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     `read` turns a body into a Request and writes its facts on the record (raises InvalidRequest). `prepare` makes what goes
     upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record. An operation without them
-    is answered from the snapshot and reaches no engine.
+    is answered from the snapshot and reaches no engine. `generates`: an answer has output tokens.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     read: Callable[[bytes, Record], Request] | None = None
     prepare: Callable[[bytes, Request, str], Upstream] | None = None
     observe: Callable[[bytes, Record], None] | None = None
+    generates: bool = True
 
 
 class _Choice(Struct, gc=False):

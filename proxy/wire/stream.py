@@ -17,7 +17,7 @@ the chunks that end a choice when usage is off, and on the usage chunk when it i
 are `tail`, released when the record is written. Engines send them in one breath, so nothing is late.
 
 *What is broken.* An error event first of all becomes an HTTP status (`first_error`); a later one passes, and the request has
-failed (`error_event`). A stream that ends without any choice having ended is broken (`whole` is False).
+failed (`error_event`). A stream that ends before its choices is broken (`whole` is False); with `[DONE]` one is enough.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class StreamObserver:
 
     @property
     def whole(self) -> bool:
-        """At least one choice has ended, or `[DONE]` has followed one; a stream that stops before is broken."""
-        return bool(self._record.finish_reasons)
+        """Every choice has ended, or `[DONE]` has followed the end of one; a stream that stops before is broken."""
+        return self.answered or (self.done and bool(self._record.finish_reasons))
 
     def feed(self, data: bytes, now: int) -> bytes:
         """Bytes of the body in, bytes for the client out. Raises OversizedEvent."""

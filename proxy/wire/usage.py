@@ -8,11 +8,15 @@ An explicit 0 is 0. A count that is missing, null or no whole number is unknown,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from proxy.exchange import EngineTimings, Record, UsageSource
+
+MAX_COUNT = 2**63 - 1
+"""What a record, and a ledger, can hold."""
+Count = Annotated[int, msgspec.Meta(le=MAX_COUNT)]
 
 
 class _PromptDetails(msgspec.Struct, gc=False):
@@ -24,8 +28,8 @@ class _CompletionDetails(msgspec.Struct, gc=False):
 
 
 class Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
@@ -131,7 +135,7 @@ def _whole(value: object) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return value if value >= 0 else None
-    if isinstance(value, float) and value.is_integer() and value >= 0:
+        return value if 0 <= value <= MAX_COUNT else None
+    if isinstance(value, float) and value.is_integer() and 0 <= value <= MAX_COUNT:
         return int(value)
     return None

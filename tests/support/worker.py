@@ -17,7 +17,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -56,6 +57,17 @@ def backend(url: str, name: str = "b0", kind: str = "vllm", **more: Any) -> Back
     """The catalogue's entry for a server at `url`."""
     parts = urlsplit(url)
     return Backend(name, parts.hostname or "", parts.port or 80, kind, parts.path.rstrip("/"), **more)
+
+
+@contextmanager
+def deaf_host() -> Iterator[str]:
+    """A URL at which connecting takes for ever: a listener whose queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, ExitStack() as queue:
+        for _ in range(4):
+            waiting = queue.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 class Worker:
@@ -242,7 +254,7 @@ class Worker:
 
     def contents(self) -> dict[bytes, Content]:
         """Captured prompts and answers by request id."""
-        found = {}
+        found: dict[bytes, Content] = {}
         for path in sorted(self.settings.content_path.glob("*.seg")):
             fd = os.open(path, os.O_RDONLY)
             try:
