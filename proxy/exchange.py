@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from proxy.flow import Flow
     from proxy.relay.call import Call
     from proxy.snapshot import Principal, Snapshot
-    from proxy.wire.operation import Operation
 
 RECORD_VERSION = 1
 """Version of the encoding below. Fields are only ever appended; a reader takes this version and the one before."""
@@ -230,7 +229,6 @@ class Exchange:
 
     tracestate = ""
     """The caller's, as a header line."""
-    operation: Operation | None = None
     principal: Principal | None = None
     call: Call | None = None
     error: ProxyError | None = None

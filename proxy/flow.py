@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
+from types import CoroutineType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,8 +26,7 @@ _WAKE = object()
 class Flow:
     """One request's coroutine. All calls come from the event loop's thread. `ended` is called when it has ended."""
 
-    _coroutine: Coroutine[Any, Any, None] | None = None
-    _running = False
+    _coroutine: CoroutineType[Any, Any, None] | None = None
     _waiting: object = None
     _woken = False
     _error: Exception | None = None
@@ -35,28 +35,35 @@ class Flow:
         self._ended = ended
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run until the first wait, or to the end."""
-        self._coroutine = coroutine
-        self._resume(None)
+        """Run an `async def` until its first wait, or to its end."""
+        self._coroutine = coroutine  # type: ignore[assignment]  # what an `async def` makes is a CoroutineType
+        self._resume(coroutine, None)
 
     def wake(self) -> None:
-        """Let it go on from `wait`. Before it waits: it won't. After its end: nothing."""
-        if self._running:
+        """Let it go on from `wait`. Before it waits: it won't. After its end, or while it waits for a future: nothing."""
+        coroutine = self._coroutine
+        if coroutine is None:
+            return
+        if self._waiting is _WAKE:
+            self._resume(coroutine, None)
+        elif coroutine.cr_running:
             self._woken = True
-        elif self._waiting is _WAKE:
-            self._resume(None)
 
     def interrupt(self, error: Exception) -> None:
         """Raise `error` where it waits. Before it waits: as soon as it does. After its end: nothing."""
-        if self._running:
+        coroutine = self._coroutine
+        if coroutine is None:
+            return
+        if coroutine.cr_running:
             self._error = error
-        elif self._coroutine is not None:
-            self._resume(error)
+        else:
+            self._resume(coroutine, error)
 
     @types.coroutine
     def wait(self) -> Generator[None, None, None]:
         """Until `wake` or `interrupt`."""
-        self._raise_pending()
+        if self._error is not None:
+            self._raise_pending()
         if self._woken:
             self._woken = False
             return
@@ -84,27 +91,20 @@ class Flow:
             raise error
 
     def _future_done(self, future: asyncio.Future[Any]) -> None:
-        if self._waiting is future:
-            self._resume(None)
+        if self._waiting is future and self._coroutine is not None:
+            self._resume(self._coroutine, None)
 
-    def _resume(self, error: Exception | None) -> None:
-        coroutine = self._coroutine
-        if coroutine is None:
-            return
-        self._running = True
+    def _resume(self, coroutine: Coroutine[Any, Any, None], error: Exception | None) -> None:
         self._waiting = None
         try:
             if error is None:
                 coroutine.send(None)
             else:
                 coroutine.throw(error)
-            self._running = False
         except StopIteration:
             self._coroutine = None
-            self._running = False
             self._ended()
         except BaseException:
             self._coroutine = None
-            self._running = False
             self._ended()
             raise

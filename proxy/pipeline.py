@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from time import monotonic_ns
 
 from proxy.accounting import price
 from proxy.admission import Admission
 from proxy.auth import Authenticator
 from proxy.errors import ClientGone, InternalError, NotReady, ProxyError
-from proxy.exchange import Exchange, Phase, Record, encode_record
+from proxy.exchange import Exchange, Phase, encode_record
 from proxy.journal import Journal, JournalFull, encode_content
 from proxy.relay import Relay
 from proxy.reply import Reply
@@ -23,8 +22,7 @@ from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.snapshot import Model, Snapshot, SnapshotFeed
 from proxy.wire import models
-from proxy.wire.body import Request
-from proxy.wire.operation import Operation
+from proxy.wire.operation import EngineOperation, Operation
 from proxy.wire.operations import find_operation
 
 log = logging.getLogger(__name__)
@@ -53,7 +51,7 @@ class Pipeline:
 
     async def handle(self, exchange: Exchange, reply: Reply) -> None:
         try:
-            operation = exchange.operation = find_operation(exchange.method, exchange.target)
+            operation = find_operation(exchange.method, exchange.target)
             exchange.record.operation = operation.name
             self._authenticator.authenticate(exchange)  # accepted from here on
             if len(exchange.headers) > 1:
@@ -61,10 +59,12 @@ class Pipeline:
             if self._refuse_unrecorded:
                 self._refuse_if_full()
             with self.admission.admit(exchange):  # held to the last byte
-                if operation.read is None:
-                    self._answer(exchange, operation, reply)
+                if isinstance(operation, EngineOperation):
+                    request = operation.read(exchange.body, exchange.record)
+                    snapshot, model = self._route(request.model)
+                    await self.relay.relay(operation, exchange, request, model, snapshot, reply)
                 else:
-                    await self.relay.relay(exchange, *self._route(exchange, operation.read), reply)
+                    self._answer(exchange, operation, reply)
         except ProxyError as error:
             self._fail(exchange, reply, error)
         except Exception:
@@ -106,14 +106,13 @@ class Pipeline:
         else:
             reply.whole(200, snapshot.models_json)
 
-    def _route(self, exchange: Exchange, read: Callable[[bytes, Record], Request]) -> tuple[Request, Model, Snapshot]:
-        """What is asked for, of which model. The backend is bound by the relay, when it is free to be sent to."""
-        request = read(exchange.body, exchange.record)
+    def _route(self, name: str) -> tuple[Snapshot, Model]:
+        """The model that is asked for. Its backend is bound by the relay, when the request is about to be sent."""
         snapshot = self._feed.current or self._snapshot()
-        model = snapshot.models.get(request.model)
+        model = snapshot.models.get(name)
         if model is None:
-            raise models.unknown_model(request.model)
-        return request, model, snapshot
+            raise models.unknown_model(name)
+        return snapshot, model
 
     # -- ends --
 

@@ -20,7 +20,7 @@ _OVERHEAD = HEADER_BYTES + 2 * FRAME_BYTES
 """What a segment holds besides one record: its header, the record's frame, END."""
 
 
-_pack_frame_into = FRAME.pack_into
+_pack_frame = FRAME.pack
 _crc32 = zlib.crc32
 
 
@@ -102,16 +102,13 @@ class Journal:
     def append(self, payload: bytes) -> None:
         """Keep `payload`. When this returns it survives the process. Raises JournalFull, and counts, if it can't be kept."""
         length = len(payload)
-        start = self._position
-        body = start + FRAME_BYTES
-        stop = body + length
+        stop = self._position + FRAME_BYTES + length
         if stop > self._limit or not 0 < length <= MAX_FRAME_BYTES:
             self._rotate(length)
             self.append(payload)
             return
-        mapping = self._map
-        mapping[body:stop] = payload
-        _pack_frame_into(mapping, start, length, _crc32(payload, length))
+        # One copy, length first: a frame that a kill cut short has a wrong crc, and a reader takes it for unwritten.
+        self._write(_pack_frame(length, _crc32(payload, length)) + payload)
         self._position = stop
 
     def close(self) -> None:
@@ -133,7 +130,8 @@ class Journal:
         current.rename(str(SegmentName(self.incarnation, self._sequence + 1)))
         self._sequence += 1
         self._current = current
-        self._map = current.map
+        current.map.seek(HEADER_BYTES)
+        self._write = current.map.write
         self._position = HEADER_BYTES
         self._limit = self._segment_bytes - FRAME_BYTES  # room for END
         self._alarm = self._segment_bytes * 3 // 4

@@ -18,7 +18,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt, Exchange, Record
 from proxy.relay.head import shape_of, without_hop_by_hop, without_length
-from proxy.wire.operation import Operation, estimate, observe_end_of_answer
+from proxy.wire.operation import EngineOperation, estimate, observe_end_of_answer
 from proxy.wire.sse import OversizedEvent
 from proxy.wire.stream import StreamObserver, Terms
 
@@ -70,7 +70,7 @@ class Call:
         self,
         exchange: Exchange,
         reply: Reply,
-        operation: Operation,
+        operation: EngineOperation,
         terms: Terms,
         pool: Pool,
         settings: Settings,
@@ -204,7 +204,7 @@ class Call:
         body = self._body
         if self.status >= 400:
             self._exchange.fail(_engine_error(body, self.status))
-        elif self._operation.observe is not None:
+        else:
             if self._passing:
                 observe_end_of_answer(self._end_kept + body, record)
             else:

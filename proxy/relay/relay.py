@@ -16,6 +16,7 @@ from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.snapshot import Backend, Model, Snapshot
 from proxy.wire.body import Request
+from proxy.wire.operation import EngineOperation
 
 
 class Relay:
@@ -27,7 +28,9 @@ class Relay:
         self._opening = opening
         self._pools: dict[str, Pool] = {}
 
-    async def relay(self, exchange: Exchange, request: Request, model: Model, snapshot: Snapshot, reply: Reply) -> None:
+    async def relay(
+        self, operation: EngineOperation, exchange: Exchange, request: Request, model: Model, snapshot: Snapshot, reply: Reply
+    ) -> None:
         """Have one backend answer: the best that can be reached. Raises what the last one failed with."""
         in_flight = self._router.in_flight
         failed: UpstreamUnreachable | None = None
@@ -42,12 +45,12 @@ class Relay:
             in_flight[name] += 1
             try:
                 try:
-                    await self._attempt(pool, connection, exchange, request, reply)
+                    await self._attempt(pool, connection, operation, exchange, request, reply)
                 except UpstreamDisconnected:
                     # A kept-alive connection that the engine had given up meanwhile: one more try, on a fresh one.
                     if connection is None or exchange.call is None or exchange.call.heard:
                         raise
-                    await self._attempt(pool, None, exchange, request, reply)
+                    await self._attempt(pool, None, operation, exchange, request, reply)
             except UpstreamUnreachable as error:
                 failed = error
             else:
@@ -57,16 +60,18 @@ class Relay:
         raise failed or NotReady(f"No backend serves the model `{model.name}` right now.", code="no_backend")
 
     async def _attempt(
-        self, pool: Pool, connection: UpstreamConnection | None, exchange: Exchange, request: Request, reply: Reply
+        self,
+        pool: Pool,
+        connection: UpstreamConnection | None,
+        operation: EngineOperation,
+        exchange: Exchange,
+        request: Request,
+        reply: Reply,
     ) -> None:
         """One try on one backend: on `connection`, or on a new one."""
-        operation = exchange.operation
-        if operation is None or operation.prepare is None:
-            raise TypeError("only an operation with an engine behind it is relayed")
-        record = exchange.record
         backend = pool.backend
         attempt = Attempt(backend.name, monotonic_ns() - exchange.origin_ns, reused=connection is not None)
-        attempts = record.attempts
+        attempts = exchange.record.attempts
         attempts.append(attempt)
         if len(attempts) == 1:
             self._opening(exchange)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from proxy.wire.generation import prepare_generation, read_generation
-from proxy.wire.operation import Operation, observe_answer
+from proxy.wire.operation import EngineOperation, observe_answer
 
-OPERATION = Operation(
+OPERATION = EngineOperation(
     name="chat",
     method=b"POST",
     path=b"/v1/chat/completions",

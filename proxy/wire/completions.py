@@ -8,7 +8,7 @@ from msgspec import Raw
 from proxy.exchange import Record
 from proxy.wire.body import Request
 from proxy.wire.generation import prepare_generation, read_generation
-from proxy.wire.operation import Operation, observe_answer
+from proxy.wire.operation import EngineOperation, observe_answer
 
 _list = msgspec.json.Decoder(list[Raw])
 
@@ -29,7 +29,7 @@ def _prompts(prompt: bytes) -> int:
     return len(items) if items and bytes(items[0]).startswith((b'"', b"[")) else 1
 
 
-OPERATION = Operation(
+OPERATION = EngineOperation(
     name="completions",
     method=b"POST",
     path=b"/v1/completions",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proxy.exchange import Record
 from proxy.wire.body import Request, read_request
-from proxy.wire.operation import MAX_TEXT, Operation, Upstream, observe_answer
+from proxy.wire.operation import MAX_TEXT, EngineOperation, Upstream, observe_answer
 from proxy.wire.stream import Terms
 
 _TERMS = Terms()
@@ -22,7 +22,7 @@ def _prepare(body: bytes, request: Request, kind: str) -> Upstream:
     return body, _TERMS
 
 
-OPERATION = Operation(
+OPERATION = EngineOperation(
     name="embeddings",
     method=b"POST",
     path=b"/v1/embeddings",

@@ -21,19 +21,24 @@ Upstream = tuple[bytes, Terms]
 
 
 class Operation(Struct, frozen=True, kw_only=True):
-    """One endpoint.
-
-    `read` turns a body into a Request and writes its facts on the record (raises InvalidRequest). `prepare` makes what goes
-    upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record. An operation without them
-    is answered from the snapshot and reaches no engine. `generates`: an answer has output tokens.
-    """
+    """One endpoint. A plain one is answered from the snapshot and reaches no engine."""
 
     name: str
     method: bytes
     path: bytes
-    read: Callable[[bytes, Record], Request] | None = None
-    prepare: Callable[[bytes, Request, str], Upstream] | None = None
-    observe: Callable[[bytes, Record], None] | None = None
+
+
+class EngineOperation(Operation, frozen=True, kw_only=True):
+    """One endpoint that an engine answers.
+
+    `read` turns a body into a Request and writes its facts on the record (raises InvalidRequest). `prepare` makes what goes
+    upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record. `generates`: an answer has
+    output tokens.
+    """
+
+    read: Callable[[bytes, Record], Request]
+    prepare: Callable[[bytes, Request, str], Upstream]
+    observe: Callable[[bytes, Record], None]
     generates: bool = True
 
 
