@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import time
+from binascii import hexlify
 from bisect import bisect_left
 from enum import IntEnum
 from time import monotonic_ns
@@ -161,12 +162,14 @@ class Record(msgspec.Struct, array_like=True):
         self.last_token_ns = now_ns
 
     def proxy_added_ns(self) -> int:
-        """What the proxy itself added: from the whole request read to its dispatch, less waiting for connections, and from the
-        engine's last byte to the release of ours."""
+        """What the proxy itself added: from the whole request read to its dispatch, less waiting for connections and for attempts
+        that failed, and from the engine's last byte to the release of ours."""
+        waited = sum(a.ended_ns - a.started_ns for a in self.attempts[:-1])
+        waited += sum(max(0, a.connected_ns - a.started_ns) for a in self.attempts[-1:])
         if not self.sent_ns:
-            return max(0, self.ended_ns - self.read_ns)
-        connecting = sum(a.connected_ns - a.started_ns for a in self.attempts if a.connected_ns)
-        before = self.sent_ns - self.read_ns - connecting
+            last = self.attempts[-1].ended_ns - self.attempts[-1].started_ns if self.attempts else 0
+            return max(0, self.ended_ns - self.read_ns - waited - last)
+        before = self.sent_ns - self.read_ns - waited
         after = self.ended_ns - self.upstream_ended_ns if self.upstream_ended_ns else 0
         return max(0, before) + max(0, after)
 
@@ -223,11 +226,11 @@ class Remembered:
 class Exchange:
     """One request while it runs. `record` is what will be kept of it.
 
-    `hex_id` is the request's id as the client and the engine see it: the UUID's 32 hex digits, which is also the trace id where the
+    `hex_id` is the request's id as the client and the engine see it: the UUID's 32 hex digits, which are also the trace id where the
     caller brought none. Attributes start as the class has them: most requests never set most of them.
     """
 
-    tracestate = ""
+    tracestate = b""
     """The caller's, as a header line."""
     principal: Principal | None = None
     call: Call | None = None
@@ -254,7 +257,7 @@ class Exchange:
         self.body = body
         self.remembered = remembered
         self.flow = flow
-        self.hex_id = self.trace = identity.hex()
+        self.hex_id = self.trace = hexlify(identity)
         self.record = Record(identity, identity, random.getrandbits(63) | 1, received, request_bytes=len(body))
 
     def elapsed_ns(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from binascii import unhexlify
 from time import monotonic_ns
 
 from proxy.accounting import price
@@ -68,7 +69,7 @@ class Pipeline:
         except ProxyError as error:
             self._fail(exchange, reply, error)
         except Exception:
-            log.exception("a bug ended a request", extra={"request_id": exchange.hex_id})
+            log.exception("a bug ended a request", extra={"request_id": exchange.record.hex_id})
             self._fail(exchange, reply, InternalError("The proxy failed to handle this request."))
         finally:
             self._seal(exchange, reply)
@@ -81,13 +82,13 @@ class Pipeline:
         if theirs := headers.get(b"x-request-id"):
             record.client_request_id = theirs[:128].decode("ascii", "replace")
         if (parent := headers.get(b"traceparent")) and (match := _TRACEPARENT.match(parent)):
-            exchange.trace = match[1].decode()
-            record.trace_id = bytes.fromhex(exchange.trace)
+            exchange.trace = match[1]
+            record.trace_id = unhexlify(match[1])
             record.parent_span_id = int(match[2], 16)
             record.trace_flags = int(match[3], 16) & 1
             state = headers.get(b"tracestate", b"")
             if _TRACESTATE.match(state):
-                exchange.tracestate = f"tracestate: {state.decode()}\r\n"
+                exchange.tracestate = b"tracestate: %b\r\n" % state
 
     def _refuse_if_full(self) -> None:
         if self._journal.full:
@@ -135,19 +136,21 @@ class Pipeline:
         except JournalFull:
             pass  # counted by the journal; `journal.on_full: serve` means that the answer goes out all the same
         except Exception:
-            log.exception("a bug kept a request from being recorded", extra={"request_id": exchange.hex_id})
+            log.exception("a bug kept a request from being recorded", extra={"request_id": exchange.record.hex_id})
         exchange.call = None  # they know each other; without this only the garbage collector could free them
         reply.release()
 
     def _record(self, exchange: Exchange, reply: Reply) -> None:
         record = exchange.record
-        gone = reply.gone
         self._settle(exchange)
         if self._content is not None:
             self._keep_content(self._content, exchange, reply)
         record.status = reply.status or (exchange.error.status if exchange.error is not None else 0)
-        record.response_bytes = reply.sent + (0 if gone else len(reply.tail))
-        record.unsent_bytes = 0 if gone else reply.unsent_bytes()
+        record.response_bytes = reply.sent
+        if not reply.gone:
+            record.response_bytes += len(reply.tail)
+            if reply.started:
+                record.unsent_bytes = reply.unsent_bytes()
         record.ended_ns = monotonic_ns() - exchange.origin_ns
         self._journal.append(encode_record(Phase.CLOSING, record))
 
@@ -174,7 +177,7 @@ class Pipeline:
         try:
             self._journal.append(encode_record(Phase.OPENING, exchange.record))
         except JournalFull:
-            log.warning("no opening record: the journal is full", extra={"request_id": exchange.hex_id})
+            log.warning("no opening record: the journal is full", extra={"request_id": exchange.record.hex_id})
 
     def _snapshot(self) -> Snapshot:
         snapshot = self._feed.current

@@ -42,7 +42,7 @@ class Reply:
     paused = False
     paused_since_ns = 0
 
-    def __init__(self, transport: asyncio.Transport, request_id: str, close: bool, http_1_0: bool, capture: int) -> None:
+    def __init__(self, transport: asyncio.Transport, request_id: bytes, close: bool, http_1_0: bool, capture: int) -> None:
         self._transport = transport
         self._id = request_id
         self._close = close
@@ -147,7 +147,7 @@ class Reply:
                 lines += b"\r\ntransfer-encoding: chunked"
         if self._close:
             lines += b"\r\nconnection: close"
-        return b"%b\r\nx-request-id: %b\r\n\r\n" % (lines, self._id.encode())
+        return b"%b\r\nx-request-id: %b\r\n\r\n" % (lines, self._id)
 
     # -- flow control: a client that reads slowly slows its engine down --
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from time import monotonic_ns
 from types import TracebackType
 
 from proxy.exchange import Exchange
@@ -15,7 +14,8 @@ class Admission:
         self.in_flight: set[Exchange] = set()
 
     def admit(self, exchange: Exchange) -> Permit:
-        exchange.record.admitted_ns = monotonic_ns() - exchange.origin_ns
+        record = exchange.record
+        record.admitted_ns = record.authenticated_ns  # nothing was waited for
         return Permit(self.in_flight, exchange)
 
 

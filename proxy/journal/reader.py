@@ -26,12 +26,12 @@ import msgspec
 from proxy.errors import Outcome
 from proxy.exchange import Phase, Record, decode_record, peek_record
 from proxy.journal import segment
-from proxy.journal.segment import FRAME, FRAME_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, SegmentName
+from proxy.journal.segment import FRAME, FRAME_BYTES, HEADER_BYTES, INCARNATION_LENGTH, MAX_FRAME_BYTES, SegmentName
 
 FIRST_READ_BYTES = 16 * 1024
 READ_BYTES = 1024 * 1024
 ABANDONED_SECONDS = 60.0
-"""A segment that was being prepared and that nobody holds is left over when it is older than this."""
+"""A segment that was being prepared, of an incarnation that has no other, and that nobody holds is left over after this time."""
 
 
 class Checkpoint(msgspec.Struct, array_like=True):
@@ -136,10 +136,13 @@ class Tail:
 
     def remove_abandoned(self) -> None:
         """Delete what the dead had prepared and never used."""
+        newest = {name.incarnation: name for name in self.segments()}
+        dead = {incarnation for incarnation, name in newest.items() if self.is_dead(name)}
         before = time.time() - ABANDONED_SECONDS
         for path in self._directory.glob("*.next"):
             try:
-                if path.stat().st_mtime < before and not _is_locked(path):
+                over = path.name[:INCARNATION_LENGTH] in dead or path.stat().st_mtime < before
+                if over and not _is_locked(path):
                     path.unlink()
             except FileNotFoundError:
                 continue  # it got its name in the meantime

@@ -25,6 +25,7 @@ FRAME_BYTES = FRAME.size
 END = 0xFFFFFFFF
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 
+INCARNATION_LENGTH = 24
 _NAME = re.compile(r"^(?P<incarnation>[0-9a-f]{24})-(?P<sequence>[0-9]{6})\.seg$")
 
 

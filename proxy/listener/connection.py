@@ -37,7 +37,7 @@ class ClientConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self.remembered = Remembered()
         self.active_ns = monotonic_ns()
-        """When a byte last came or an answer last ended."""
+        """When a byte last came; 0 after an answer's end, until a sweep starts the idle time."""
         self._refused = False
         self._waiting: deque[tuple[Exchange, bool, bool]] = deque()
         self._ahead_bytes = 0
@@ -186,7 +186,7 @@ class ClientConnection(asyncio.Protocol):
         """The answer is sealed and released."""
         reply = self._reply
         self._exchange = self._reply = None
-        self.active_ns = monotonic_ns()
+        self.active_ns = 0
         self._ahead_bytes = 0
         if self._server.draining or reply is None or not reply.keep_alive:
             self._refused = True
@@ -205,7 +205,7 @@ class ClientConnection(asyncio.Protocol):
         self._refused = True
         self._server.count_unaccepted(error)
         if self._exchange is None:
-            reply = Reply(self._transport, "-", True, False, 0)
+            reply = Reply(self._transport, b"-", True, False, 0)
             reply.fail(error, b"")
             reply.release()
             self._transport.write_eof()
@@ -228,6 +228,8 @@ class ClientConnection(asyncio.Protocol):
         """Close what has been idle, or has been sending one request, or taking one answer, for too long."""
         if self._exchange is not None:
             return
+        if self.active_ns == 0:
+            self.active_ns = now_ns
         timeouts = self._server.settings.timeouts
         quiet_s = (now_ns - self.active_ns) / 1e9
         if self._transport.is_closing() or self._transport.get_write_buffer_size():

@@ -97,6 +97,9 @@ class Call:
 
     def close(self) -> None:
         """Let go of the connection: at once if the answer is still under way, so that the engine stops."""
+        if self.complete:
+            return
+        self._attempt.ended_ns = self._exchange.elapsed_ns()
         connection, self._connection = self._connection, None
         if connection is not None and connection.call is self:
             connection.abort()
@@ -219,6 +222,7 @@ class Call:
 
     def _complete(self, tail: bytes) -> None:
         self.complete = True
+        self._attempt.ended_ns = self._exchange.record.upstream_ended_ns
         self.pending = b""
         self._reply.tail = tail
         if self._connection is not None:

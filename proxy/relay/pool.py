@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from time import monotonic_ns
 
 from proxy.errors import UpstreamUnreachable
 from proxy.exchange import Exchange
@@ -32,12 +31,12 @@ class Pool:
         self._idle_ns = int(timeouts.upstream_idle * 1e9)
         self._heads: dict[bytes, bytes] = {}
 
-    def take(self) -> UpstreamConnection | None:
+    def take(self, now_ns: int) -> UpstreamConnection | None:
         """The connection that was used last; None if there is none that can be trusted."""
         idle = self._idle
         if not idle:
             return None
-        oldest_ns = monotonic_ns() - self._idle_ns
+        oldest_ns = now_ns - self._idle_ns
         while idle:
             connection = idle.pop()
             if connection.idle_since_ns >= oldest_ns and not connection.closed:
@@ -60,7 +59,8 @@ class Pool:
         return connection
 
     def put(self, connection: UpstreamConnection, now_ns: int) -> None:
-        self.draining.discard(connection)
+        if self.draining:
+            self.draining.discard(connection)
         connection.idle_since_ns = now_ns
         self._idle.append(connection)
 
@@ -93,12 +93,17 @@ class Pool:
         head = self._heads.get(operation.path)
         if head is None:
             head = self._heads[operation.path] = self._head(operation)
-        span = (record.span_id + attempt) & 0xFFFFFFFFFFFFFFFF
-        lines = (
-            f"content-length: {len(body)}\r\nx-request-id: {exchange.hex_id}-{attempt}\r\n"
-            f"traceparent: 00-{exchange.trace}-{span:016x}-{record.trace_flags:02x}\r\n{exchange.tracestate}\r\n"
+        return b"%bcontent-length: %d\r\nx-request-id: %b-%d\r\ntraceparent: 00-%b-%016x-%02x\r\n%b\r\n%b" % (
+            head,
+            len(body),
+            exchange.hex_id,
+            attempt,
+            exchange.trace,
+            (record.span_id + attempt) & 0xFFFFFFFFFFFFFFFF,
+            record.trace_flags,
+            exchange.tracestate,
+            body,
         )
-        return head + lines.encode() + body
 
     def _head(self, operation: Operation) -> bytes:
         backend = self.backend

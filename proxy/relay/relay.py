@@ -41,7 +41,7 @@ class Relay:
             pool = self._pools.get(name)
             if pool is None or pool.backend is not backend:
                 pool = self._new_pool(backend)
-            connection = pool.take()
+            connection = pool.take(monotonic_ns())
             in_flight[name] += 1
             try:
                 try:
@@ -79,7 +79,7 @@ class Relay:
         call = exchange.call = Call(exchange, reply, operation, terms, pool, self._settings, attempt)
         try:
             if connection is None:
-                connection = await exchange.flow.until(asyncio.ensure_future(pool.connect()))
+                connection = await self._connect(pool, exchange)
                 attempt.connected_ns = exchange.elapsed_ns()
             call.begin(connection, pool.payload(operation, exchange, body, len(attempts)), monotonic_ns())
             await exchange.flow.wait()
@@ -87,9 +87,15 @@ class Relay:
             attempt.error = error.error_code or error.type
             raise
         finally:
-            attempt.ended_ns = monotonic_ns() - exchange.origin_ns
-            if not call.complete:
-                call.close()
+            call.close()
+
+    async def _connect(self, pool: Pool, exchange: Exchange) -> UpstreamConnection:
+        connecting = asyncio.ensure_future(pool.connect())
+        try:
+            return await exchange.flow.until(connecting)
+        except ProxyError:
+            connecting.add_done_callback(_let_go)  # it may be there already, with nobody to take it
+            raise
 
     def _new_pool(self, backend: Backend) -> Pool:
         """The pool of a backend that is new, or that a new snapshot describes; it stays if only the description's place changed."""
@@ -114,3 +120,8 @@ class Relay:
     def close(self) -> None:
         for pool in self._pools.values():
             pool.close()
+
+
+def _let_go(connecting: asyncio.Future[UpstreamConnection]) -> None:
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().abort()

@@ -49,8 +49,8 @@ class _Choice(Struct, gc=False):
 class _Answer(Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
-    metrics: Raw | None = None
-    timings: Raw | None = None
+    metrics: Raw = Raw(b"")
+    timings: Raw = Raw(b"")
 
 
 class _AnyAnswer(Struct, gc=False):
@@ -73,8 +73,8 @@ def observe_answer(body: bytes, record: Record) -> None:
             record.finish_reasons.append(choice.finish_reason)
     if answer.usage is not None:
         write_usage(answer.usage, record)
-    if answer.metrics or answer.timings:
-        record.engine = read_engine_timings(answer.metrics, answer.timings)
+    if len(answer.metrics) > len(b"null") or len(answer.timings):
+        record.engine = read_engine_timings(bytes(answer.metrics), bytes(answer.timings))
 
 
 def observe_end_of_answer(end: bytes, record: Record) -> None:

@@ -112,7 +112,8 @@ class StreamObserver:
     def end(self, now: int) -> None:
         """The body has ended: what is left unended counts as an event and joins the tail."""
         if rest := self._framer.rest():
-            self.tail += self._event(rest, now)
+            out = self._event(rest, now)  # which may add to the tail itself
+            self.tail += out
 
     def settle(self) -> None:
         """Write the token counts known so far on the record."""
