@@ -82,9 +82,9 @@ compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 embedded := proxy/embedded/requirements
 
 lock: $(STAMPS)/build
-	$(compile) requirements-build.in --output-file requirements-build.txt
+	$(compile) --group pyproject.toml:build --output-file requirements-build.txt
 	$(compile) pyproject.toml --output-file requirements.txt
-	$(compile) pyproject.toml --extra dev requirements-build.in --constraint requirements.txt --constraint requirements-build.txt \
+	$(compile) pyproject.toml --extra dev --group pyproject.toml:build --constraint requirements.txt --constraint requirements-build.txt \
 	  --output-file requirements-dev.txt
 	$(compile) $(embedded)-phoenix.in --output-file $(embedded)-phoenix.txt
 	$(compile) $(embedded)-engine.in --no-deps --output-file $(embedded)-engine.txt

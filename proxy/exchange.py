@@ -25,7 +25,7 @@ from proxy.errors import Outcome, ProxyError
 if TYPE_CHECKING:
     from proxy.flow import Flow
     from proxy.relay.call import Call
-    from proxy.snapshot import Principal, Snapshot
+    from proxy.snapshot import Model, Principal, Snapshot
 
 RECORD_VERSION = 1
 """Version of the encoding below. Fields are only ever appended; a reader takes this version and the one before."""
@@ -174,13 +174,13 @@ class Record(msgspec.Struct, array_like=True):
         return max(0, before) + max(0, after)
 
 
-_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Record)
 
 
 def encode_record(phase: Phase, record: Record) -> bytes:
     """One byte of phase, sixteen of id, then the record in MessagePack: a reader learns what it is without decoding it."""
-    return _PHASES[phase] + record.id + _encoder.encode(record)
+    return _PHASES[phase] + record.id + _encode(record)
 
 
 def decode_record(payload: bytes) -> Record:
@@ -226,13 +226,14 @@ class Remembered:
 class Exchange:
     """One request while it runs. `record` is what will be kept of it.
 
-    `hex_id` is the request's id as the client and the engine see it: the UUID's 32 hex digits, which are also the trace id where the
+    `hex_id` is the request's id as the client and the engine see it: the UUID's 32 hex digits, also the trace id where the
     caller brought none. Attributes start as the class has them: most requests never set most of them.
     """
 
     tracestate = b""
     """The caller's, as a header line."""
     principal: Principal | None = None
+    model: Model | None = None
     call: Call | None = None
     error: ProxyError | None = None
     progress_chunks = 0

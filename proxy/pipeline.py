@@ -1,6 +1,6 @@
 """The way of a request: receive → authenticate → admit → (cache) → route → relay → account → record. Read this first.
 
-`handle` is one request from its complete reading to its sealed answer. It is driven by a Flow (flow.py), so it runs without a Task
+`handle` is one request from its complete reading to its sealed answer. A Flow drives it (flow.py), so it runs without a Task
 and may wait only through `exchange.flow`. Errors are raised where they are found and answered here, in one place.
 """
 
@@ -63,6 +63,7 @@ class Pipeline:
                 if isinstance(operation, EngineOperation):
                     request = operation.read(exchange.body, exchange.record)
                     snapshot, model = self._route(request.model)
+                    exchange.model = model
                     await self.relay.relay(operation, exchange, request, model, snapshot, reply)
                 else:
                     self._answer(exchange, operation, reply)
@@ -155,7 +156,7 @@ class Pipeline:
         self._journal.append(encode_record(Phase.CLOSING, record))
 
     def _keep_content(self, content: Journal, exchange: Exchange, reply: Reply) -> None:
-        """Prompt and answer, raw, beside the record and before it; the collector reads and redacts them. Losing them is allowed."""
+        """Prompt and answer, raw, beside the record and before it; the collector reads them. Losing them is allowed."""
         limit = self._settings.capture.max_bytes
         answer = reply.captured + reply.tail
         try:
@@ -168,9 +169,9 @@ class Pipeline:
         call = exchange.call
         if call is not None and call.observer is not None:
             call.observer.settle()
-        record = exchange.record
-        if record.usage_source and (snapshot := self._feed.current) is not None:
-            price(record, snapshot.models.get(record.model), snapshot.currency)
+        record, snapshot = exchange.record, self._feed.current
+        if record.usage_source and exchange.model is not None and snapshot is not None:
+            price(record, exchange.model, snapshot.currency)
 
     def _open(self, exchange: Exchange) -> None:
         """The opening record: from here on a crash leaves a trace."""

@@ -84,7 +84,7 @@ class Worker:
         in_flight = self._pipeline.admission.in_flight
         log.info("draining", extra={"in_flight": len(in_flight)})
         deadline = time.monotonic() + self._settings.timeouts.drain
-        while (in_flight or self._server.unsent) and time.monotonic() < deadline and not self._at_once:
+        while (in_flight or self._server.unsent) and time.monotonic() < deadline and not self._at_once:  # noqa: ASYNC110 - no hot path
             await asyncio.sleep(0.02)
         if in_flight:
             log.warning("grace time is over", extra={"in_flight": len(in_flight)})

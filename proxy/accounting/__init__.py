@@ -6,11 +6,8 @@ from proxy.exchange import Record
 from proxy.snapshot import Model
 
 
-def price(record: Record, model: Model | None, currency: str) -> None:
-    """Write the cost on the record. Cached input is part of input and has its own price; a request that never reached a model,
-    or whose model has no price, costs nothing."""
-    if model is None:
-        return
+def price(record: Record, model: Model, currency: str) -> None:
+    """Write the cost on the record. Cached input is part of input and has its own price."""
     pico = record.input_tokens * model.input_pico + record.output_tokens * model.output_pico
     if record.cached_tokens:
         pico -= record.cached_tokens * (model.input_pico - model.cached_input_pico)

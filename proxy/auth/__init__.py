@@ -1,6 +1,6 @@
 """2 authenticate: whose key is it.
 
-Keys are random and long (256 bits), so a plain sha256 is what they are stored and looked up by: there is nothing to guess, and the
+Keys are random and long (256 bits), so a plain sha256 is what they are stored and looked up by: nothing can be guessed, and the
 look-up compares hashes of what the caller sent, never secrets. What was found is remembered per connection for as long as the
 same header bytes come and the same snapshot holds.
 """

@@ -1,4 +1,4 @@
-"""A captured prompt and answer: raw bytes, as they went by. Kept in segments of their own, short-lived, and only if capture is on.
+"""A captured prompt and answer: raw bytes, as they went by. In segments of their own, short-lived, only if capture is on.
 
 Frame: 16 bytes of request id, then MessagePack `[request body, answer body, truncated]`.
 """

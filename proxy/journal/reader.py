@@ -6,8 +6,9 @@ made of them. A poll changes nothing: a sink that fails to store a batch asks ag
 A checkpoint holds a position per segment and the last word of every request that is still open, so that a request whose worker
 died is closed exactly once, as `crashed`, with the tokens seen, also across restarts of the collector.
 
-Of a dead writer's segment a torn last frame is the normal end: only its length is missing. Bytes that should be a frame and
-aren't one are damage: it is reported, the frames around it count, and the file is put aside instead of deleted.
+Of a dead writer's segment a torn last frame is the normal end: its worker died before it released the answer. Bytes that aren't
+a frame with frames after them are damage (a page that never reached the disk, a bad block): it is reported, the frames around it
+count, and the file is put aside instead of deleted.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ import msgspec
 from proxy.errors import Outcome
 from proxy.exchange import Phase, Record, decode_record, peek_record
 from proxy.journal import segment
-from proxy.journal.segment import FRAME, FRAME_BYTES, HEADER_BYTES, INCARNATION_LENGTH, MAX_FRAME_BYTES, SegmentName
+from proxy.journal.segment import END_MARK, FRAME, FRAME_BYTES, HEADER_BYTES, INCARNATION_LENGTH, MAX_FRAME_BYTES, SegmentName
 
 FIRST_READ_BYTES = 16 * 1024
 READ_BYTES = 1024 * 1024
+SEARCH_BYTES = 1024 * 1024
+"""How far a whole frame is looked for after damage, zeros not counted."""
+
 ABANDONED_SECONDS = 60.0
 """A segment that was being prepared, of an incarnation that has no other, and that nobody holds is left over after this time."""
 
@@ -240,13 +244,15 @@ class _Reading:
                 return _Read.LIMIT
             if consumed:
                 size = READ_BYTES
-            elif dead and (length := _length_at(fd, position)):
-                self._damage(name, f"no frame at byte {position}")
-                position += FRAME_BYTES + length
-                if not _goes_on(fd, position):
-                    return _Read.ENDED
-            else:
+            elif not dead:
                 return _Read.CAUGHT_UP
+            elif (position_after := _next_frame(fd, position)) is not None:
+                self._damage(name, f"no frame at byte {position}, and again at {position_after}")
+                position = position_after
+            else:
+                if _is_cut_off(fd, position):
+                    self._damage(name, f"cut off in the frame at byte {position}")
+                return _Read.ENDED
 
     def _apply(self, payload: bytes, name: SegmentName) -> None:
         open_requests = self.after.open.setdefault(name.incarnation, {})
@@ -303,10 +309,42 @@ def read_frames(fd: int, position: int, size: int = READ_BYTES) -> tuple[list[by
     return found
 
 
-def _goes_on(fd: int, position: int) -> bool:
-    """Is there a whole frame, or the end? After a damaged one that tells whether its length can be believed."""
-    payloads, _, ended = read_frames(fd, position, FIRST_READ_BYTES)
-    return bool(payloads) or ended
+def _next_frame(fd: int, position: int) -> int | None:
+    """Where frames, or the END mark, come after `position`, where there is none; None if nothing more was written."""
+    size = os.fstat(fd).st_size
+    searched = 0
+    while position < size and searched < SEARCH_BYTES:
+        data = os.pread(fd, READ_BYTES, position)
+        skipped = len(data) - len(data.lstrip(b"\0"))
+        if skipped == len(data):
+            position += skipped
+            continue
+        start = max(0, skipped - FRAME_BYTES + 1)  # a frame's length may begin with zeros, in no other way
+        for offset in range(start, len(data)):
+            if _is_frame(fd, data, position, offset, size):
+                return position + offset
+        searched += len(data) - start
+        position += len(data)
+    return None
+
+
+def _is_frame(fd: int, data: bytes, base: int, offset: int, size: int) -> bool:
+    head = data[offset : offset + FRAME_BYTES]
+    if len(head) < FRAME_BYTES:
+        head = os.pread(fd, FRAME_BYTES, base + offset)
+        if len(head) < FRAME_BYTES:
+            return False
+    length, _ = FRAME.unpack(head)
+    if head == END_MARK:
+        return True
+    if not 0 < length <= min(MAX_FRAME_BYTES, size - base - offset - FRAME_BYTES):
+        return False
+    return bool(segment.parse(os.pread(fd, FRAME_BYTES + length, base + offset))[0])
+
+
+def _is_cut_off(fd: int, position: int) -> bool:
+    """Is the file shorter than the frame there says? (What a killed writer leaves is as long as it was made.)"""
+    return position + FRAME_BYTES + _length_at(fd, position) > os.fstat(fd).st_size and _length_at(fd, position) > 0
 
 
 def _length_at(fd: int, position: int) -> int:

@@ -38,8 +38,10 @@ class ClientConnection(asyncio.Protocol):
         self.remembered = Remembered()
         self.active_ns = monotonic_ns()
         """When a byte last came; 0 after an answer's end, until a sweep starts the idle time."""
+        self._http_1_0: bool | None = None
+        """Of the first request: who starts with HTTP/1.0 stays with it."""
         self._refused = False
-        self._waiting: deque[tuple[Exchange, bool, bool]] = deque()
+        self._waiting: deque[tuple[Exchange, bool]] = deque()
         self._ahead_bytes = 0
         # for the request being read
         self._reading = False
@@ -107,7 +109,7 @@ class ClientConnection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         if not self._reading:
             self._reading = True
-            self._origin_ns = self.active_ns
+            self._origin_ns = self.active_ns or monotonic_ns()  # an answer may have ended in this very read
             self._head_bytes = 0
         self._target += url
 
@@ -139,11 +141,12 @@ class ClientConnection(asyncio.Protocol):
         self._target = self._body = b""
         self._headers = {}
         close = not parser.should_keep_alive()
-        http_1_0 = parser.get_http_version() == "1.0"
+        if self._http_1_0 is None:
+            self._http_1_0 = parser.get_http_version() == "1.0"
         if self._exchange is None and not self._waiting:
-            self._start(exchange, close, http_1_0)
+            self._start(exchange, close)
         else:
-            self._waiting.append((exchange, close, http_1_0))
+            self._waiting.append((exchange, close))
 
     def _take_more_body(self, data: bytes) -> None:
         self._more_bytes += len(data)
@@ -168,8 +171,9 @@ class ClientConnection(asyncio.Protocol):
 
     # -- requests --
 
-    def _start(self, exchange: Exchange, close: bool, http_1_0: bool) -> None:
+    def _start(self, exchange: Exchange, close: bool) -> None:
         server = self._server
+        http_1_0 = bool(self._http_1_0)
         reply = self._reply = Reply(self._transport, exchange.hex_id, close or server.draining, http_1_0, server.capture)
         method = exchange.method
         if method != b"POST":

@@ -1,7 +1,7 @@
 """The head of an engine's answer: forwarded as the engine wrote it, but for the fields of a single hop.
 
-What must be known of it (is there a length, is it an event stream, is anything of a single hop in it) is the same for all heads that
-differ in digits only: dates, lengths. So it is found out once for each, by the HTTP parser, and remembered.
+What must be known of it (is there a length, is it an event stream, is anything of a single hop in it) is the same for all heads
+that differ in digits only: dates, lengths. So it is found out once for each, by the HTTP parser, and remembered.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Relay:
             raise
 
     def _new_pool(self, backend: Backend) -> Pool:
-        """The pool of a backend that is new, or that a new snapshot describes; it stays if only the description's place changed."""
+        """The pool of a backend that is new, or that a new snapshot describes; it stays if nothing but the object changed."""
         former = self._pools.get(backend.name)
         if former is not None and former.backend == backend:
             former.backend = backend

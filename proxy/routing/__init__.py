@@ -9,7 +9,7 @@ from proxy.snapshot import Model
 
 
 class Router:
-    """Orders backends by what this worker has in flight there. Equally loaded ones take turns, so that an idle pair shares the work."""
+    """Orders backends by what this worker has in flight there. Equals take turns, so an idle pair shares the work."""
 
     def __init__(self) -> None:
         self.in_flight: defaultdict[str, int] = defaultdict(int)

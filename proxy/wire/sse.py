@@ -3,8 +3,8 @@
 An event ends with a blank line; lines end with LF, CRLF or CR. Events come out as the very bytes that went in, so a relay can
 forward them untouched. Two rules that are easy to get wrong:
 
-- CRLF is one line end, also when CR and LF arrive apart: after `CRLF CR` or `LF CR` the next byte decides where the event ends, so
-  it is waited for. (`CR CR` ends one at once: who ends lines with CR doesn't end the next with CRLF.)
+- CRLF is one line end, also when CR and LF arrive apart: after `CRLF CR` or `LF CR` the next byte decides where the event ends,
+  so it is waited for. (`CR CR` ends one at once: who ends lines with CR doesn't end the next with CRLF.)
 - An event without an end is bounded: `OversizedEvent` after `limit` bytes.
 """
 

@@ -5,7 +5,7 @@ Theory of operation
 `feed` takes the bytes of an answer's body as they come and returns the bytes that may go to the client now. On the way it
 writes on the record: first token, first content, every gap between tokens, finish reasons, token counts, the engine's timings.
 
-Per event the work is a few byte searches; JSON is read only for the first token, for an event that ends a choice, for the usage at
+Per event the work is a few byte searches; JSON is read only for an event that ends a choice, for the usage at
 the end, and where several choices share a stream (each has its own running count). The searches are safe because a quote
 inside a JSON string is always escaped: `"usage":{` can't occur within one.
 
@@ -13,8 +13,8 @@ inside a JSON string is always escaped: `"usage":{` can't occur within one.
 the client hadn't asked for is cut out: the usage of each chunk, the usage chunk at the end. vLLM writes `system_fingerprint` on
 the chunks that end a choice when usage is off, and on the usage chunk when it is on; so it is put back where it would have been.
 
-*What is withheld.* From the event on that ends the last choice, nothing goes out until the stream has ended (`[DONE]`): these bytes
-are `tail`, released when the record is written. Engines send them in one breath, so nothing is late.
+*What is withheld.* From the event on that ends the last choice, nothing goes out until the stream has ended (`[DONE]`): these
+bytes are `tail`, released when the record is written. Engines send them in one breath, so nothing is late.
 
 *What is broken.* An error event first of all becomes an HTTP status (`first_error`); a later one passes, and the request has
 failed (`error_event`). A stream that ends before its choices is broken (`whole` is False); with `[DONE]` one is enough.
@@ -123,7 +123,7 @@ class StreamObserver:
         elif self._usage and (usage := read_usage(self._usage)) is not None:
             write_usage(usage, record)
         elif record.usage_source in (UsageSource.NONE, UsageSource.ESTIMATED) and record.first_token_ns:
-            # The engine said nothing: one event with text is one token or a little more, and four bytes a token is the usual guess.
+            # The engine said nothing: an event is a token or a few, and four bytes a token is the usual guess.
             record.output_tokens = self._events
             record.input_tokens = record.request_bytes // 4
             record.usage_source = UsageSource.ESTIMATED

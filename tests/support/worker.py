@@ -230,6 +230,11 @@ class Worker:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    @property
+    def open_files(self) -> int:
+        """Its file descriptors now."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
     def records(self, minimum: int = 0) -> list[Record]:
         """The closing records, in the order of the journal, once there are so many; never more than were asked for."""
         found = self.until(lambda: self._enough(minimum), f"{minimum} records")

@@ -1,0 +1,527 @@
+"""Every metric, as data: to add one, add a row. `collectors/README.md` shows the table; a test keeps it today's.
+
+Three kinds of rows, by where their values come from:
+
+- `COUNTERS`, `HISTOGRAMS`: from records. They are kept with the sink's position in the journal and survive restarts.
+- `WORKER_COUNTERS`: from what a worker says of itself (its heartbeat), as totals of its incarnation; kept in the same way.
+- `GAUGES`: how things are now; nothing is kept.
+
+Names follow Prometheus' conventions: base units, `_total` for counters. A row's `write` gets plain integers; `unit` says how many
+of them make one of the exposed unit. Labels never hold a request, a session or a person, and are bounded (series.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+from collectors.records.series import OTHER, LabelBounds, Series
+from proxy.errors import Outcome
+from proxy.exchange import INTER_TOKEN_BOUNDS_NS, Attempt, EngineTimings, Record
+from proxy.journal import Heartbeat
+
+NANO = 1_000_000_000
+
+
+def _ns(*seconds: float) -> tuple[int, ...]:
+    return tuple(round(value * NANO) for value in seconds)
+
+
+FIRST_TOKEN_BOUNDS = _ns(
+    *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5),
+    *(0.6, 0.75, 1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+"""A superset of vLLM's for `vllm:time_to_first_token_seconds` (so the two can be laid over each other), no step above 1.5x from
+10 ms to 1 s."""
+
+DURATION_BOUNDS = _ns(
+    *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5),
+    *(0.6, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
+)
+
+ADDED_BOUNDS = _ns(
+    *(0.00005, 0.000075, 0.0001, 0.00015, 0.0002, 0.0003, 0.0004, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),
+    *(0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+
+CONNECT_BOUNDS = _ns(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+ENGINE_BOUNDS = _ns(0.0005, 0.001, 0.0025, 0.005, *(bound / NANO for bound in FIRST_TOKEN_BOUNDS if bound >= NANO // 100))
+
+
+# -- what a row is --
+
+
+class Seen(NamedTuple):
+    """A record and its labels, bounded once for all rows."""
+
+    record: Record
+    bounds: LabelBounds
+    operation: str
+    model: str
+    backend: str
+    key: str
+    outcome: str
+
+
+class Counter(NamedTuple):
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    write: Callable[[Seen, Series], None]
+    unit: int = 1
+
+
+class Histogram(NamedTuple):
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    bounds: tuple[int, ...]
+    write: Callable[[Seen, Series], None]
+    unit: int = NANO
+
+
+class WorkerCounter(NamedTuple):
+    """`read`: a heartbeat → labels → the total since that worker began."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    read: Callable[[Heartbeat], dict[tuple[str, ...], int]]
+    unit: int = 1
+
+
+class SinkView(NamedTuple):
+    """How a sink does, for its gauges. `lag_bytes` is None while that can't be told."""
+
+    name: str
+    up: bool
+    lag_bytes: int
+    lag_seconds: float
+
+
+class SpanCounts(NamedTuple):
+    """Totals of the spans' sink, and the traces that wait now."""
+
+    exported: int = 0
+    dropped: Mapping[str, int] = MappingProxyType({})
+    waiting: int = 0
+
+
+class View(NamedTuple):
+    """What is known now. `backends`: those of the settings, so that an idle one shows 0."""
+
+    now_unix_ns: int
+    version: str
+    backends: Sequence[str] = ()
+    workers: Sequence[Heartbeat] = ()
+    sinks: Sequence[SinkView] = ()
+    spans: SpanCounts | None = None
+    damaged_segments: int = 0
+    set_aside_records: int = 0
+
+    @property
+    def living(self) -> list[Heartbeat]:
+        return [beat for beat in self.workers if beat.alive]
+
+
+Samples = Iterable[tuple[tuple[str, ...], float]]
+
+
+class Gauge(NamedTuple):
+    """`counter`: it only goes up, and is exposed as a counter."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    read: Callable[[View], Samples]
+    counter: bool = False
+
+
+# -- from records --
+
+
+class Labeller:
+    """Record → Seen. A model's name is a label once a request for it was routed (or the settings name it): before that it is
+    whatever a caller wrote."""
+
+    def __init__(self, bounds: LabelBounds, models: Iterable[str] = ()) -> None:
+        self._bounds = bounds
+        for model in models:
+            bounds.bound("model", model)
+
+    def see(self, record: Record) -> Seen:
+        bound = self._bounds.bound
+        model = record.model or "none"
+        known = record.attempts or model == "none" or self._bounds.knows("model", model)
+        return Seen(
+            record,
+            self._bounds,
+            bound("operation", record.operation or "none"),
+            bound("model", model) if known else OTHER,
+            bound("backend", record.backend or "none"),
+            bound("key", record.key_name or record.key_id or "none"),
+            _OUTCOMES.get(record.outcome, OTHER),
+        )
+
+
+_OUTCOMES = {outcome.value: outcome.label for outcome in Outcome}
+_STATUSES = {status: str(status) for status in range(100, 600)}
+_SUCCESSES = frozenset({Outcome.OK, Outcome.CACHED, Outcome.COALESCED})
+
+
+def _requests(seen: Seen, series: Series) -> None:
+    status = _STATUSES.get(seen.record.status, "none")
+    series.add((seen.operation, seen.model, seen.backend, seen.key, seen.outcome, status))
+
+
+def _errors(seen: Seen, series: Series) -> None:
+    if seen.record.outcome not in _SUCCESSES:
+        series.add((seen.operation, seen.outcome, seen.bounds.bound("code", seen.record.error_code or "none")))
+
+
+def _tokens(seen: Seen, series: Series) -> None:
+    record, model, key = seen.record, seen.model, seen.key
+    if record.input_tokens:
+        series.add((model, key, "input"), record.input_tokens)
+    if record.cached_tokens:
+        series.add((model, key, "cached_input"), record.cached_tokens)
+    if record.output_tokens:
+        series.add((model, key, "output"), record.output_tokens)
+    if record.reasoning_tokens:
+        series.add((model, key, "reasoning"), record.reasoning_tokens)
+
+
+def _cost(seen: Seen, series: Series) -> None:
+    if seen.record.cost_nano:
+        series.add((seen.model, seen.key, seen.bounds.bound("currency", seen.record.currency or "none")), seen.record.cost_nano)
+
+
+def _usage_sources(seen: Seen, series: Series) -> None:
+    if seen.record.attempts:
+        series.add((seen.model, _SOURCES.get(seen.record.usage_source, OTHER)))
+
+
+_SOURCES = {0: "none", 1: "engine", 2: "counted", 3: "estimated"}
+
+
+def _attempts(seen: Seen, series: Series) -> None:
+    bound = seen.bounds.bound
+    for attempt in seen.record.attempts:
+        series.add((bound("backend", attempt.backend), bound("result", attempt_result(attempt))))
+
+
+def attempt_result(attempt: Attempt) -> str:
+    """How a try on a backend ended: `ok`, an error's code, or the HTTP status that came instead of an answer."""
+    if attempt.error:
+        return attempt.error
+    if attempt.status >= 400:
+        return f"http_{attempt.status}"
+    return "ok" if attempt.ended_ns else "unfinished"
+
+
+def _duration(seen: Seen, series: Series) -> None:
+    record = seen.record
+    if record.outcome != Outcome.CRASHED:
+        labels = (seen.operation, seen.model, seen.backend, "true" if record.stream else "false", seen.outcome)
+        series.observe(labels, record.ended_ns, record.trace_id, record.received_unix_ns)
+
+
+def _first_token(seen: Seen, series: Series) -> None:
+    record = seen.record
+    if record.first_token_ns:
+        labels = (seen.operation, seen.model, seen.backend)
+        series.observe(labels, record.first_token_ns, record.trace_id, record.received_unix_ns)
+
+
+def _first_content(seen: Seen, series: Series) -> None:
+    record = seen.record
+    if record.first_content_ns:
+        labels = (seen.operation, seen.model, seen.backend)
+        series.observe(labels, record.first_content_ns, record.trace_id, record.received_unix_ns)
+
+
+def _inter_token(seen: Seen, series: Series) -> None:
+    record = seen.record
+    if record.inter_token_counts:
+        series.merge((seen.model, seen.backend), record.inter_token_counts, record.inter_token_sum_ns)
+
+
+def _added(seen: Seen, series: Series) -> None:
+    if seen.record.sent_ns and seen.record.outcome != Outcome.CRASHED:
+        series.observe((seen.operation,), seen.record.proxy_added_ns())
+
+
+def _connect(seen: Seen, series: Series) -> None:
+    for attempt in seen.record.attempts:
+        if attempt.connected_ns:
+            series.observe((seen.bounds.bound("backend", attempt.backend),), attempt.connected_ns - attempt.started_ns)
+
+
+def _engine(read: Callable[[EngineTimings], float | None]) -> Callable[[Seen, Series], None]:
+    def write(seen: Seen, series: Series) -> None:
+        if (engine := seen.record.engine) is not None and (milliseconds := read(engine)) is not None:
+            series.observe((seen.model, seen.backend), round(milliseconds * 1e6))
+
+    return write
+
+
+COUNTERS: tuple[Counter, ...] = (
+    Counter(
+        "glasshouse_requests_total",
+        "Accepted requests that have ended. status is what the client got; none: nothing.",
+        ("operation", "model", "backend", "key", "outcome", "status"),
+        _requests,
+    ),
+    Counter(
+        "glasshouse_request_errors_total",
+        "Accepted requests that did not end well, by error code.",
+        ("operation", "outcome", "code"),
+        _errors,
+    ),
+    Counter(
+        "glasshouse_tokens_total",
+        "Tokens of ended requests. cached_input is part of input, reasoning is part of output: add up input and output only.",
+        ("model", "key", "kind"),
+        _tokens,
+    ),
+    Counter(
+        "glasshouse_cost_total",
+        "What ended requests cost, in units of the currency; exact inside to 1e-9.",
+        ("model", "key", "currency"),
+        _cost,
+        unit=NANO,
+    ),
+    Counter(
+        "glasshouse_requests_by_usage_source_total",
+        "Dispatched requests, by where their token counts come from: the engine, counted or estimated by the proxy, none.",
+        ("model", "source"),
+        _usage_sources,
+    ),
+    Counter(
+        "glasshouse_attempts_total",
+        "Tries on backends: ok, the error's code, or http_<status>. Retries are attempts less dispatched requests.",
+        ("backend", "result"),
+        _attempts,
+    ),
+)
+
+HISTOGRAMS: tuple[Histogram, ...] = (
+    Histogram(
+        "glasshouse_request_duration_seconds",
+        "From a request's first byte to the release of the answer's last. Crashed requests aren't in it: their end isn't known.",
+        ("operation", "model", "backend", "stream", "outcome"),
+        DURATION_BOUNDS,
+        _duration,
+    ),
+    Histogram(
+        "glasshouse_time_to_first_token_seconds",
+        "From a request's first byte to the first token of its stream, thinking included, role frames not.",
+        ("operation", "model", "backend"),
+        FIRST_TOKEN_BOUNDS,
+        _first_token,
+    ),
+    Histogram(
+        "glasshouse_time_to_first_content_seconds",
+        "From a request's first byte to the first token that is answer rather than thinking.",
+        ("operation", "model", "backend"),
+        FIRST_TOKEN_BOUNDS,
+        _first_content,
+    ),
+    Histogram(
+        "glasshouse_inter_token_latency_seconds",
+        "Each gap between a stream's tokens, so that a stall of one stream shows; not a mean per request.",
+        ("model", "backend"),
+        INTER_TOKEN_BOUNDS_NS,
+        _inter_token,
+    ),
+    Histogram(
+        "glasshouse_proxy_added_seconds",
+        "What the proxy itself added to dispatched requests, before the engine's first byte and after its last.",
+        ("operation",),
+        ADDED_BOUNDS,
+        _added,
+    ),
+    Histogram(
+        "glasshouse_connect_seconds",
+        "Opening a connection to a backend, for tries that found none kept alive.",
+        ("backend",),
+        CONNECT_BOUNDS,
+        _connect,
+    ),
+    Histogram(
+        "glasshouse_engine_queue_seconds",
+        "Waiting in the engine's queue, as the engine says; only of engines that say.",
+        ("model", "backend"),
+        ENGINE_BOUNDS,
+        _engine(lambda engine: engine.queue_ms),
+    ),
+    Histogram(
+        "glasshouse_engine_prefill_seconds",
+        "Reading the prompt, as the engine says; only of engines that say.",
+        ("model", "backend"),
+        ENGINE_BOUNDS,
+        _engine(lambda engine: engine.prefill_ms),
+    ),
+    Histogram(
+        "glasshouse_engine_decode_seconds",
+        "Writing the answer, as the engine says; only of engines that say.",
+        ("model", "backend"),
+        ENGINE_BOUNDS,
+        _engine(lambda engine: engine.decode_ms),
+    ),
+)
+
+
+# -- from heartbeats --
+
+WORKER_COUNTERS: tuple[WorkerCounter, ...] = (
+    WorkerCounter(
+        "glasshouse_unaccepted_requests_total",
+        "Requests that never were accepted (no valid key, unknown path, too large, ...), by error code. They have no record.",
+        ("code",),
+        lambda beat: {(code,): count for code, count in beat.unaccepted.items()},
+    ),
+    WorkerCounter(
+        "glasshouse_unrecorded_total",
+        "Records that could not be written because the journal was full: what the ledger does not know.",
+        (),
+        lambda beat: {(): beat.unrecorded},
+    ),
+)
+
+
+# -- as things are now --
+
+
+def _in_flight_by_backend(view: View) -> Samples:
+    counts = dict.fromkeys(view.backends, 0)
+    for beat in view.living:
+        for backend, count in beat.in_flight_by_backend.items():
+            counts[backend] = counts.get(backend, 0) + count
+    return [((backend,), count) for backend, count in counts.items()]
+
+
+def _longest(values: Iterable[float]) -> Samples:
+    return [((), max(values, default=0))]
+
+
+def _ages(view: View, moments: Iterable[int]) -> Samples:
+    """The oldest of some moments that have come, as seconds ago; nothing if none has."""
+    ages = [max(0, view.now_unix_ns - moment) / NANO for moment in moments if moment]
+    return [((), max(ages))] if ages else []
+
+
+def _dropped(view: View) -> Samples:
+    return [((reason,), count) for reason, count in view.spans.dropped.items()] if view.spans else []
+
+
+GAUGES: tuple[Gauge, ...] = (
+    Gauge("glasshouse_workers", "Workers alive.", (), lambda view: [((), len(view.living))]),
+    Gauge(
+        "glasshouse_workers_draining",
+        "Workers that finish what they have and take no more.",
+        (),
+        lambda view: [((), sum(beat.draining for beat in view.living))],
+    ),
+    Gauge(
+        "glasshouse_requests_in_flight",
+        "Accepted requests that have not ended.",
+        (),
+        lambda view: [((), sum(beat.in_flight for beat in view.living))],
+    ),
+    Gauge(
+        "glasshouse_backend_requests_in_flight",
+        "Requests that a backend is working on, as the workers see it.",
+        ("backend",),
+        _in_flight_by_backend,
+    ),
+    Gauge(
+        "glasshouse_connections",
+        "Open client connections.",
+        (),
+        lambda view: [((), sum(beat.connections for beat in view.living))],
+    ),
+    Gauge(
+        "glasshouse_loop_delay_seconds",
+        "How late a worker's event loop woke up last; the worst worker.",
+        (),
+        lambda view: _longest(beat.loop_delay_ns / NANO for beat in view.living),
+    ),
+    Gauge(
+        "glasshouse_heartbeat_age_seconds",
+        "Since a living worker last said anything; the worst worker. A few seconds: its event loop hangs.",
+        (),
+        lambda view: _ages(view, (beat.unix_ns for beat in view.living)),
+    ),
+    Gauge(
+        "glasshouse_snapshot_age_seconds",
+        "Since the keys and models that a worker uses were published; the worst worker. No sample: one has none yet.",
+        (),
+        lambda view: _ages(view, (beat.snapshot_unix_ns for beat in view.living)),
+    ),
+    Gauge(
+        "glasshouse_journal_full",
+        "1 if a worker can prepare no further segment: the disk is full.",
+        (),
+        lambda view: [((), float(any(beat.journal_full for beat in view.living)))],
+    ),
+    Gauge(
+        "glasshouse_journal_damaged_segments",
+        "Segments with unreadable bytes that were put aside (journal/*.damaged) for a person to look at.",
+        (),
+        lambda view: [((), view.damaged_segments)],
+    ),
+    Gauge(
+        "glasshouse_ledger_set_aside_records",
+        "Records that the database refuses for good, put aside (unstored/) for a person to look at.",
+        (),
+        lambda view: [((), view.set_aside_records)],
+    ),
+    Gauge(
+        "glasshouse_journal_lag_bytes",
+        "Written by workers and not yet taken by the sink.",
+        ("sink",),
+        lambda view: [((sink.name,), sink.lag_bytes) for sink in view.sinks],
+    ),
+    Gauge(
+        "glasshouse_journal_lag_seconds",
+        "Since the sink last had everything that was written.",
+        ("sink",),
+        lambda view: [((sink.name,), sink.lag_seconds) for sink in view.sinks],
+    ),
+    Gauge(
+        "glasshouse_sink_up",
+        "1 if what the sink did last worked.",
+        ("sink",),
+        lambda view: [((sink.name,), float(sink.up)) for sink in view.sinks],
+    ),
+    Gauge(
+        "glasshouse_spans_exported_total",
+        "Spans that Phoenix took.",
+        (),
+        lambda view: [((), view.spans.exported)] if view.spans else [],
+        counter=True,
+    ),
+    Gauge(
+        "glasshouse_spans_dropped_total",
+        "Spans that were not sent. full: the oldest made room; refused: Phoenix would not have them; "
+        "unsampled: the caller's trace was not to be recorded.",
+        ("reason",),
+        _dropped,
+        counter=True,
+    ),
+    Gauge(
+        "glasshouse_traces_waiting",
+        "Traces that wait to be sent to Phoenix.",
+        (),
+        lambda view: [((), view.spans.waiting)] if view.spans else [],
+    ),
+    Gauge(
+        "glasshouse_build_info",
+        "1; the version of this Glasshouse.",
+        ("version",),
+        lambda view: [((view.version,), 1)],
+    ),
+)

@@ -1,0 +1,220 @@
+"""A real Phoenix, as `glasshouse up` runs it: it takes our traces, shows what we said, and its costs are the ledger's.
+
+Its environment is built once (see test_embedded.py). Where it can't be had these tests are skipped, unless
+GLASSHOUSE_REQUIRE_ALL=1.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+from proxy.embedded import CompanionError
+from proxy.embedded.environments import PHOENIX
+from proxy.embedded.phoenix import phoenix
+from proxy.errors import Outcome
+from proxy.exchange import Attempt, Record
+from proxy.journal import Content, Journal, encode_content
+from tests.server.test_collectors import Collecting
+from tests.server.test_embedded import free_port, prepared, running
+from tests.unit.collectors.made import MS, make_record, make_rejected, make_retried
+from tests.unit.collectors.test_spans import captured
+from tests.unit.journal.made import closing, dead_segment, kill
+
+pytestmark = pytest.mark.timeout(900)  # the first run fetches what it needs
+
+PATIENCE = 60.0
+PRICES = {"qwen3-8b": {"price": {"input": "0.1", "cached_input": "0.02", "output": "0.4"}}}
+
+
+@dataclass
+class Phoenix:
+    url: str
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=PATIENCE)
+        connection.request(method, path, body, {"content-type": "application/json"} if body else {})
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        assert answer.status == 200, content
+        return json.loads(content)
+
+    def query(self, text: str) -> Any:
+        answer = self._ask("POST", "/graphql", json.dumps({"query": text}).encode())
+        assert not answer.get("errors"), answer
+        return answer["data"]
+
+    def totals(self, project: str) -> dict[str, Any]:
+        """Traces, tokens and costs that Phoenix counts of a project."""
+        sums = "costSummary { total { cost tokens } prompt { cost tokens } completion { cost tokens } }"
+        found = self.query(f"{{ projects {{ edges {{ node {{ name traceCount recordCount {sums} }} }} }} }}")
+        nodes: dict[str, dict[str, Any]] = {edge["node"]["name"]: edge["node"] for edge in found["projects"]["edges"]}
+        return nodes.get(project, {"traceCount": 0, "recordCount": 0})
+
+    def spans(self, project: str, trace_id: str) -> list[dict[str, Any]]:
+        spans: list[dict[str, Any]] = self._ask("GET", f"/v1/projects/{quote(project)}/spans?limit=100&trace_id={trace_id}")[
+            "data"
+        ]
+        return sorted(spans, key=lambda span: (span["start_time"], span["name"] != "POST /v1/chat/completions"))
+
+    def rates(self) -> dict[str, list[float]]:
+        prices = "tokenPrices { tokenType costPerMillionTokens }"
+        found = self.query(f"{{ generativeModels(first: 20) {{ edges {{ node {{ name kind {prices} }} }} }} }}")
+        nodes = [edge["node"] for edge in found["generativeModels"]["edges"] if edge["node"]["kind"] == "CUSTOM"]
+        return {node["name"]: sorted(price["costPerMillionTokens"] for price in node["tokenPrices"]) for node in nodes}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phoenix]:
+    directory = tmp_path_factory.mktemp("phoenix")
+    try:
+        python = prepared(PHOENIX)
+    except CompanionError as error:
+        pytest.skip(f"Phoenix can't be had here: {error}")
+    port = free_port()
+    with running(phoenix(python, directory, port, free_port()), directory / "log"):
+        yield Phoenix(f"http://127.0.0.1:{port}")
+
+
+@pytest.fixture
+def collecting(tmp_path: Path) -> Iterator[Callable[..., Collecting]]:
+    made: list[Collecting] = []
+
+    def make(name: str = "state", **config: Any) -> Collecting:
+        made.append(Collecting(tmp_path / name, **config))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.clean_up()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.2)
+
+
+def broken(number: int) -> Record:
+    """The engine went in the middle of its answer: an error, and tokens that were spent."""
+    attempt = Attempt("gpu-0", 90_000, 0, 39 * MS, 80 * MS, 200, True, "upstream_disconnected")
+    said = "The engine's stream ended before the answer was complete."
+    outcome = Outcome.UPSTREAM_ERROR
+    return make_record(number, attempts=[attempt], outcome=outcome, error_code="upstream_disconnected", error=said)
+
+
+def gone(number: int) -> Record:
+    return make_record(number, outcome=Outcome.CLIENT_GONE, error_code="client_disconnected", finish_reasons=[])
+
+
+def crashed(number: int) -> Record:
+    return make_record(number, outcome=Outcome.CRASHED, error_code="worker_crashed")
+
+
+def unpriced(number: int) -> Record:
+    """A model whose name Phoenix has a price for, and we have none."""
+    return make_record(number, model="gpt-4o", cost_nano=0)
+
+
+# Phoenix knows a span by its id alone, whatever its project: numbers here are used once.
+KINDS = (make_record, make_retried, make_rejected, broken, gone, crashed, unpriced)
+
+
+def capture(collector: Collecting, record: Record, content: Content) -> None:
+    journal = Journal(collector.settings.content_path, 1024 * 1024)
+    journal.append(encode_content(record.id, content.request, content.answer, 10**6))
+    kill(journal)
+
+
+def test_costs_and_tokens_are_the_ledgers(real: Phoenix, collecting: Callable[..., Collecting]) -> None:
+    collector = collecting(phoenix={"url": real.url, "project": "sums"}, models=PRICES).start()
+    records = [KINDS[number % len(KINDS)](number) for number in range(10 * len(KINDS))]
+    dead_segment(collector.journal_path, *map(closing, records))
+    until(lambda: real.totals("sums")["traceCount"] == len(records))
+    until(lambda: real.totals("sums")["recordCount"] == collector.metrics().total("spans_exported_total"))
+    totals, rows = real.totals("sums"), collector.rows()
+    collector.stop()
+    assert len(rows) == len(records)
+    summary = totals["costSummary"]
+    assert round(summary["total"]["cost"] * 1e9) == sum(row["cost_nano"] for row in rows) > 0
+    assert summary["prompt"]["tokens"] == sum(row["input_tokens"] for row in rows)
+    assert summary["completion"]["tokens"] == sum(row["output_tokens"] for row in rows)
+    assert real.rates()["qwen3-8b (glasshouse)"] == [0.02, 0.1, 0.4]
+    assert real.rates()["gpt-4o (glasshouse)"] == [0, 0, 0]
+
+    # Sent again, as after a kill -9: Phoenix has them already and counts nothing twice.
+    (collector.state / "collector-spans").unlink()
+    dead_segment(collector.journal_path, *map(closing, records[:14]))
+    collector.start()
+    until(lambda: collector.metrics().total("spans_exported_total") > 0 and collector.metrics().total("traces_waiting") == 0)
+    dead_segment(collector.journal_path, closing(make_record(1000)))
+    until(lambda: real.totals("sums")["traceCount"] == len(records) + 1)
+    again = real.totals("sums")["costSummary"]
+    assert round((again["total"]["cost"] - summary["total"]["cost"]) * 1e9) == make_record().cost_nano
+    collector.stop()
+
+
+def test_a_changed_price_reaches_phoenix_before_what_it_is_for(real: Phoenix, collecting: Callable[..., Collecting]) -> None:
+    for price, project in (("1", "before"), ("3", "after")):
+        models = {"changing": {"price": {"input": price, "output": price}}}
+        collector = collecting(project, phoenix={"url": real.url, "project": project}, models=models).start()
+        record = make_record(2000 + int(price), model="changing", cached_tokens=0, reasoning_tokens=0)
+        dead_segment(collector.journal_path, closing(record))
+        until(lambda project=project: real.totals(project)["recordCount"] == 4)  # type: ignore[misc]
+        assert round(real.totals(project)["costSummary"]["total"]["cost"] * 1e6) == 605 * int(price)
+        collector.stop()
+    assert real.rates()["changing (glasshouse)"] == [3, 3, 3]
+
+
+def test_a_trace_shows_what_happened(real: Phoenix, collecting: Callable[..., Collecting]) -> None:
+    collector = collecting(phoenix={"url": real.url, "project": "shown"}, models=PRICES)
+    good, bad = make_record(3001, user="ann"), make_retried(3002, outcome=Outcome.UPSTREAM_ERROR, error_code="bad_gateway")
+    bad.attempts[1].error = bad.error_code
+    bad.usage_source, bad.error = 0, "The engine's answer makes no sense."
+    capture(collector, good, captured("chat_stream_usage"))
+    dead_segment(collector.journal_path, closing(good), closing(bad))
+    collector.start()
+    until(lambda: real.totals("shown")["recordCount"] == 4 + 3)
+    collector.stop()
+
+    root, model, prefill, decode = real.spans("shown", good.trace_id.hex())
+    assert [span["span_kind"] for span in (root, model, prefill, decode)] == ["CHAIN", "LLM", "CHAIN", "CHAIN"]
+    assert [span["name"] for span in (root, model, prefill, decode)] == [
+        "POST /v1/chat/completions",
+        "chat qwen3-8b",
+        "prefill",
+        "decode",
+    ]
+    assert {span["status_code"] for span in (root, model, prefill, decode)} == {"OK"}
+    assert root["parent_id"] is None
+    assert model["parent_id"] == root["context"]["span_id"]
+    assert prefill["parent_id"] == decode["parent_id"] == model["context"]["span_id"]
+    assert "first token" in [event["name"] for event in root["events"]]
+    for span in (root, model):
+        assert span["attributes"]["input.value"] == "What is the capital of France?"
+        assert span["attributes"]["output.value"] == "The capital of France is Paris."
+        assert span["attributes"]["user.id"] == "ann"
+    assert root["attributes"]["metadata.key"] == "search"
+    assert root["attributes"]["metadata.timings_ms.prefill"] == 39.68
+    said = model["attributes"]
+    assert said["llm.input_messages.0.message.content"] == "What is the capital of France?", "Phoenix made it of gen_ai's"
+    assert said["llm.output_messages.0.message.content"] == "The capital of France is Paris."
+    assert said["llm.token_count.prompt_details.cache_read"] == 400
+
+    root, first, second = real.spans("shown", bad.trace_id.hex())
+    assert [span["status_code"] for span in (root, first, second)] == ["ERROR"] * 3
+    assert [span["span_kind"] for span in (root, first, second)] == ["CHAIN"] * 3, "no tokens to count"
+    assert first["name"] == "attempt gpu-0"
+    assert root["events"][-1]["name"] == "exception"
+    assert root["status_message"] == "The engine's answer makes no sense."

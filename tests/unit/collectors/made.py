@@ -1,0 +1,63 @@
+"""Records as a worker makes them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from proxy.errors import Outcome
+from proxy.exchange import Attempt, EngineTimings, Record, UsageSource
+
+MS: Final = 1_000_000
+DAY: Final = 1_795_132_800_000_000_000
+"""2026-11-20, 00:00 UTC."""
+
+
+def identity(number: int) -> bytes:
+    return (0x01A1F78608E5_7F8D_ACF3_000000000000 + number).to_bytes(16)
+
+
+def make_record(number: int = 0, **facts: Any) -> Record:
+    """A chat that streamed well: 5 tokens, 10 ms apart, the first after 40 ms."""
+    record = Record(identity(number), identity(number), 2 * number + 0x1191BD66F985EABD, DAY + number * 1000 * MS)
+    record.operation, record.model, record.stream = "chat", "qwen3-8b", True
+    record.key_id, record.key_name = "key_1", "search"
+    record.request_bytes, record.status = 300, 200
+    record.read_ns, record.authenticated_ns, record.admitted_ns = 50_000, 60_000, 70_000
+    record.attempts = [Attempt("gpu-0", 90_000, 300_000, 39 * MS, 80 * MS + 10_000, 200)]
+    record.sent_ns, record.first_byte_ns, record.first_token_ns, record.first_content_ns = 320_000, 39 * MS, 40 * MS, 40 * MS
+    record.last_token_ns = record.first_token_ns
+    for token in range(1, 5):
+        record.gap((40 + 10 * token) * MS)
+    record.upstream_ended_ns, record.ended_ns = 80 * MS + 10_000, 80 * MS + 60_000
+    record.chunks, record.response_bytes = 6, 1800
+    record.input_tokens, record.cached_tokens, record.output_tokens, record.reasoning_tokens = 600, 400, 5, 2
+    record.usage_source, record.cost_nano, record.currency = UsageSource.ENGINE, 30_000, "USD"
+    record.finish_reasons = ["stop"]
+    for name, value in facts.items():
+        setattr(record, name, value)
+    return record
+
+
+def make_rejected(number: int = 0, **facts: Any) -> Record:
+    """A request that reached no engine."""
+    made = Record(identity(number), identity(number), 2 * number + 1, DAY + number * 1000 * MS)
+    made.operation, made.model, made.key_id, made.key_name = "chat", "no-such-model", "key_1", "search"
+    made.status, made.outcome, made.error_code, made.error = 404, Outcome.CLIENT_ERROR, "model_not_found", "No such model."
+    made.request_bytes, made.read_ns, made.authenticated_ns, made.admitted_ns = 200, 40_000, 50_000, 55_000
+    made.ended_ns = 90_000
+    for name, value in facts.items():
+        setattr(made, name, value)
+    return made
+
+
+def make_retried(number: int = 0, **facts: Any) -> Record:
+    """The first backend was unreachable, the second answered in one piece."""
+    made = make_record(number, stream=False, first_token_ns=0, first_content_ns=0, last_token_ns=0)
+    made.inter_token_counts, made.inter_token_sum_ns, made.inter_token_max_ns, made.chunks = [], 0, 0, 0
+    failed = Attempt("gpu-0", 90_000, 0, 0, 2 * MS, 0, False, "upstream_unreachable")
+    made.attempts = [failed, Attempt("gpu-1", 2 * MS, 2 * MS + 200_000, 70 * MS, 80 * MS, 200)]
+    made.sent_ns, made.first_byte_ns, made.upstream_ended_ns = 2 * MS + 250_000, 70 * MS, 80 * MS
+    made.engine = EngineTimings(1.5, 30.0, 28.5, 40.0, 8.0)
+    for name, value in facts.items():
+        setattr(made, name, value)
+    return made

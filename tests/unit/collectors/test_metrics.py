@@ -1,0 +1,236 @@
+"""The table of metrics: what each row makes of a record, and that the table is what the README says."""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from itertools import pairwise
+
+import pytest
+
+from collectors.records.metrics import (
+    COUNTERS,
+    GAUGES,
+    HISTOGRAMS,
+    NANO,
+    WORKER_COUNTERS,
+    Counter,
+    Histogram,
+    Labeller,
+    SinkView,
+    SpanCounts,
+    View,
+)
+from collectors.records.series import MAX_VALUES, LabelBounds, Series
+from collectors.reference import README, written_into
+from proxy.errors import Outcome
+from proxy.exchange import Attempt, Record
+from proxy.journal import Heartbeat
+from tests.unit.collectors.made import DAY, MS, make_record, make_rejected, make_retried
+
+ROWS: list[Counter | Histogram] = [*COUNTERS, *HISTOGRAMS]
+
+
+def count(*records: Record, models: tuple[str, ...] = ()) -> dict[str, dict[tuple[str, ...], list[int]]]:
+    """What all rows make of some records."""
+    labeller = Labeller(LabelBounds(), models)
+    series = {row.name: Series(row.labels) for row in COUNTERS}
+    series |= {row.name: Series(row.labels, row.bounds) for row in HISTOGRAMS}
+    for record in records:
+        seen = labeller.see(record)
+        for row in ROWS:
+            row.write(seen, series[row.name])
+    return {name.removeprefix("glasshouse_"): each.rows for name, each in series.items() if each.rows}
+
+
+def observed(rows: dict[tuple[str, ...], list[int]]) -> dict[tuple[str, ...], tuple[int, int]]:
+    """Histograms as (count, sum)."""
+    return {labels: (sum(row[:-1]), row[-1]) for labels, row in rows.items()}
+
+
+def test_a_stream_that_went_well() -> None:
+    counted = count(make_record())
+    assert counted.pop("requests_total") == {("chat", "qwen3-8b", "gpu-0", "search", "ok", "200"): [1]}
+    assert counted.pop("tokens_total") == {
+        ("qwen3-8b", "search", "input"): [600],
+        ("qwen3-8b", "search", "cached_input"): [400],
+        ("qwen3-8b", "search", "output"): [5],
+        ("qwen3-8b", "search", "reasoning"): [2],
+    }
+    assert counted.pop("cost_total") == {("qwen3-8b", "search", "USD"): [30_000]}
+    assert counted.pop("requests_by_usage_source_total") == {("qwen3-8b", "engine"): [1]}
+    assert counted.pop("attempts_total") == {("gpu-0", "ok"): [1]}
+    where = ("chat", "qwen3-8b", "gpu-0")
+    assert observed(counted.pop("request_duration_seconds")) == {(*where, "true", "ok"): (1, 80 * MS + 60_000)}
+    assert observed(counted.pop("time_to_first_token_seconds")) == {where: (1, 40 * MS)}
+    assert observed(counted.pop("time_to_first_content_seconds")) == {where: (1, 40 * MS)}
+    assert observed(counted.pop("inter_token_latency_seconds")) == {("qwen3-8b", "gpu-0"): (4, 40 * MS)}
+    assert observed(counted.pop("proxy_added_seconds")) == {("chat",): (1, make_record().proxy_added_ns())}
+    assert observed(counted.pop("connect_seconds")) == {("gpu-0",): (1, 210_000)}
+    assert counted == {}
+
+
+def test_a_request_that_reached_no_engine() -> None:
+    counted = count(make_rejected())
+    assert counted.pop("requests_total") == {("chat", "other", "none", "search", "client_error", "404"): [1]}
+    assert counted.pop("request_errors_total") == {("chat", "client_error", "model_not_found"): [1]}
+    duration = observed(counted.pop("request_duration_seconds"))
+    assert duration == {("chat", "other", "none", "false", "client_error"): (1, 90_000)}
+    assert counted == {}
+
+
+def test_a_retry_is_two_attempts_of_one_request_and_the_engine_has_its_say() -> None:
+    counted = count(make_retried())
+    assert counted["requests_total"] == {("chat", "qwen3-8b", "gpu-1", "search", "ok", "200"): [1]}
+    assert counted["attempts_total"] == {("gpu-0", "upstream_unreachable"): [1], ("gpu-1", "ok"): [1]}
+    where = ("qwen3-8b", "gpu-1")
+    assert observed(counted["engine_queue_seconds"]) == {where: (1, 1_500_000)}
+    assert observed(counted["engine_prefill_seconds"]) == {where: (1, 28_500_000)}
+    assert observed(counted["engine_decode_seconds"]) == {where: (1, 40 * MS)}
+    assert "inter_token_latency_seconds" not in counted
+
+
+def test_a_crashed_request_has_tokens_and_no_duration() -> None:
+    crashed = make_record(outcome=Outcome.CRASHED, error_code="worker_crashed", status=0)
+    crashed.attempts[0].ended_ns = crashed.attempts[0].status = 0
+    counted = count(crashed)
+    assert counted["requests_total"] == {("chat", "qwen3-8b", "gpu-0", "search", "crashed", "none"): [1]}
+    assert counted["attempts_total"] == {("gpu-0", "unfinished"): [1]}
+    assert counted["tokens_total"][("qwen3-8b", "search", "output")] == [5]
+    assert "request_duration_seconds" not in counted
+    assert "proxy_added_seconds" not in counted
+
+
+@pytest.mark.parametrize(
+    ("attempt", "result"),
+    [
+        (Attempt("b", status=200, ended_ns=5), "ok"),
+        (Attempt("b", status=503, ended_ns=5), "http_503"),
+        (Attempt("b", status=200, ended_ns=5, error="client_disconnected"), "client_disconnected"),
+    ],
+)
+def test_how_an_attempt_ended(attempt: Attempt, result: str) -> None:
+    assert count(make_record(attempts=[attempt]))["attempts_total"] == {("b", result): [1]}
+
+
+def test_a_request_without_a_key_name_goes_by_its_id_and_one_without_a_model_by_none() -> None:
+    record = make_rejected(key_name="", model="", operation="models", outcome=Outcome.OK, status=200)
+    assert count(record)["requests_total"] == {("models", "none", "none", "key_1", "ok", "200"): [1]}
+
+
+def test_a_model_is_a_label_once_it_was_routed_or_if_the_settings_name_it() -> None:
+    rejected = make_rejected(model="qwen3-8b")
+    models = [labels[1] for labels in count(rejected, make_record(), rejected)["requests_total"]]
+    assert models == ["other", "qwen3-8b", "qwen3-8b"]
+    assert [labels[1] for labels in count(rejected, models=("qwen3-8b",))["requests_total"]] == ["qwen3-8b"]
+
+
+# failure 79
+def test_whoever_invents_names_makes_no_series() -> None:
+    dice = random.Random(79)
+    names = ["".join(dice.choices(string.printable, k=12)) for _ in range(100_000)]
+    unrouted = count(*(make_rejected(model=name) for name in names[:2000]))
+    assert len(unrouted["requests_total"]) == 1
+    invented = [make_rejected(number, error_code=name, key_name=name) for number, name in enumerate(names)]
+    rows = count(*invented)
+    assert len(rows["requests_total"]) == MAX_VALUES + 1
+    assert len(rows["request_errors_total"]) == MAX_VALUES + 1
+    assert sum(value for (value,) in rows["requests_total"].values()) == 100_000, "and none goes uncounted"
+
+
+def test_odd_numbers_are_odd_labels_and_nothing_worse() -> None:
+    record = make_record(status=99, outcome=77, usage_source=9, currency="")
+    counted = count(record)
+    assert counted["requests_total"] == {("chat", "qwen3-8b", "gpu-0", "search", "other", "none"): [1]}
+    assert counted["cost_total"] == {("qwen3-8b", "search", "none"): [30_000]}
+
+
+# -- the table --
+
+
+def test_names_follow_the_conventions() -> None:
+    counters = [*(row.name for row in COUNTERS), *(row.name for row in WORKER_COUNTERS)]
+    counters += [row.name for row in GAUGES if row.counter]
+    gauges = [row.name for row in GAUGES if not row.counter]
+    histograms = [row.name for row in HISTOGRAMS]
+    assert all(name.endswith("_total") for name in counters)
+    assert not any(name.endswith(("_total", "_count", "_sum", "_bucket")) for name in gauges + histograms)
+    assert all(name.endswith("_seconds") for name in histograms)
+    everything = counters + gauges + histograms
+    assert len(set(everything)) == len(everything)
+    assert all(re.fullmatch(r"glasshouse(_[a-z]+)+", name) for name in everything)
+
+
+def test_labels_hold_no_request_no_session_and_no_person() -> None:
+    of_rows = [*(row.labels for row in ROWS), *(row.labels for row in WORKER_COUNTERS), *(row.labels for row in GAUGES)]
+    labels = {label for names in of_rows for label in names}
+    bounded = {"operation", "model", "backend", "key", "outcome", "status", "kind", "currency", "source", "code", "result"}
+    assert labels <= bounded | {"stream", "sink", "reason", "version"}
+
+
+@pytest.mark.parametrize("row", HISTOGRAMS, ids=lambda row: row.name)
+def test_bounds_rise(row: Histogram) -> None:
+    assert list(row.bounds) == sorted(set(row.bounds))
+
+
+def test_percentiles_between_10_ms_and_1_s_are_told_apart() -> None:
+    for row in HISTOGRAMS[:3]:
+        bounds = [bound for bound in row.bounds if NANO // 100 <= bound <= NANO]
+        assert max(after / before for before, after in pairwise(bounds)) <= 1.5
+
+
+def test_the_readme_has_todays_table() -> None:
+    assert README.read_text() == written_into(README.read_text()), "run `python -m collectors.reference`"
+
+
+def test_a_readme_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="marks"):
+        written_into("nothing here")
+
+
+# -- gauges --
+
+
+def gauges(view: View) -> dict[str, dict[tuple[str, ...], float]]:
+    return {row.name.removeprefix("glasshouse_"): dict(row.read(view)) for row in GAUGES}
+
+
+def test_before_anything_runs() -> None:
+    now = gauges(View(DAY, "0.1.0", backends=["gpu-0"]))
+    assert now["workers"] == {(): 0}
+    assert now["requests_in_flight"] == {(): 0}
+    assert now["backend_requests_in_flight"] == {("gpu-0",): 0}
+    assert now["snapshot_age_seconds"] == {}
+    assert now["heartbeat_age_seconds"] == {}
+    assert now["spans_exported_total"] == {}
+    assert now["build_info"] == {("0.1.0",): 1}
+
+
+def test_of_several_workers_counts_are_summed_and_the_worst_delay_shows() -> None:
+    one = Heartbeat("a", DAY - NANO, 3, {"gpu-0": 2, "gpu-1": 1}, 10, 5 * MS, DAY - 30 * NANO)
+    two = Heartbeat("b", DAY, 4, {"gpu-0": 4}, 20, 7 * MS, DAY - 10 * NANO, draining=True, journal_full=True)
+    gone = Heartbeat("c", DAY - 99 * NANO, 9, {"gpu-0": 9}, 9, 99 * MS, 1, draining=True, alive=False)
+    now = gauges(View(DAY, "", ["gpu-0", "gpu-1", "gpu-2"], [one, two, gone]))
+    assert now["workers"] == {(): 2}
+    assert now["workers_draining"] == {(): 1}
+    assert now["requests_in_flight"] == {(): 7}
+    assert now["backend_requests_in_flight"] == {("gpu-0",): 6, ("gpu-1",): 1, ("gpu-2",): 0}
+    assert now["connections"] == {(): 30}
+    assert now["loop_delay_seconds"] == {(): 0.007}
+    assert now["heartbeat_age_seconds"] == {(): 1.0}
+    assert now["snapshot_age_seconds"] == {(): 30.0}
+    assert now["journal_full"] == {(): 1}
+
+
+def test_sinks_and_spans_show() -> None:
+    sinks = [SinkView("ledger", True, 0, 0.0), SinkView("spans", False, 4096, 2.5)]
+    now = gauges(View(DAY, "", sinks=sinks, spans=SpanCounts(7, {"full": 3}, 2), damaged_segments=1, set_aside_records=4))
+    assert now["sink_up"] == {("ledger",): 1, ("spans",): 0}
+    assert now["journal_lag_bytes"] == {("ledger",): 0, ("spans",): 4096}
+    assert now["journal_lag_seconds"] == {("ledger",): 0, ("spans",): 2.5}
+    assert now["spans_exported_total"] == {(): 7}
+    assert now["spans_dropped_total"] == {("full",): 3}
+    assert now["traces_waiting"] == {(): 2}
+    assert now["journal_damaged_segments"] == {(): 1}
+    assert now["ledger_set_aside_records"] == {(): 4}

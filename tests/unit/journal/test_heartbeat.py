@@ -1,0 +1,76 @@
+"""The small live file of a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxy.journal import Heartbeat, HeartbeatFile, read_heartbeats, remove_heartbeat
+
+
+def beat(incarnation: str = "a", **facts: object) -> Heartbeat:
+    made = Heartbeat(incarnation, in_flight=3, in_flight_by_backend={"gpu-0": 3}, connections=5, unrecorded=2)
+    for name, value in facts.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_the_latest_word_is_read(tmp_path: Path) -> None:
+    file = HeartbeatFile(tmp_path, "a")
+    assert read_heartbeats(tmp_path) == [], "it has said nothing yet"
+    file.write(beat(unix_ns=1, unaccepted={"invalid_api_key": 1}))
+    file.write(beat(unix_ns=2))
+    assert read_heartbeats(tmp_path) == [beat(unix_ns=2)]
+    file.close()
+
+
+def test_the_last_word_of_a_worker_that_has_gone_stays_until_it_is_removed(tmp_path: Path) -> None:
+    file = HeartbeatFile(tmp_path, "a")
+    file.write(beat())
+    file.close()
+    gone = beat(alive=False, in_flight=0, in_flight_by_backend={}, connections=0)
+    assert read_heartbeats(tmp_path) == [gone]
+    assert read_heartbeats(tmp_path) == [gone], "looking changes nothing"
+    remove_heartbeat(tmp_path, "a")
+    assert read_heartbeats(tmp_path) == []
+    remove_heartbeat(tmp_path, "a")
+
+
+def test_looking_does_not_make_a_worker_seem_dead_to_another_who_looks(tmp_path: Path) -> None:
+    living, dead = HeartbeatFile(tmp_path, "a"), HeartbeatFile(tmp_path, "b")
+    living.write(beat("a"))
+    dead.write(beat("b"))
+    dead.close()
+    assert [(each.incarnation, each.alive) for each in read_heartbeats(tmp_path)] == [("a", True), ("b", False)]
+    living.close()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x05", b"\xff" * 64, bytes(64), b"\x01\0\0\0\0\0\0\0\xc1"])
+def test_what_is_not_a_heartbeat_is_passed_over(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "b.heartbeat").write_bytes(data)
+    file = HeartbeatFile(tmp_path, "a")
+    file.write(beat("a"))
+    assert [each.incarnation for each in read_heartbeats(tmp_path)] == ["a"]
+    file.close()
+
+
+def test_a_torn_write_is_not_believed(tmp_path: Path) -> None:
+    file = HeartbeatFile(tmp_path, "a")
+    file.write(beat(unix_ns=1))
+    file._map[12] ^= 1
+    assert read_heartbeats(tmp_path) == []
+    file.write(beat(unix_ns=2))
+    assert [each.unix_ns for each in read_heartbeats(tmp_path)] == [2]
+    file.close()
+
+
+def test_backends_give_way_when_there_are_too_many_to_tell(tmp_path: Path) -> None:
+    file = HeartbeatFile(tmp_path, "a")
+    file.write(beat(in_flight_by_backend={f"backend-{number}": number for number in range(5000)}))
+    assert read_heartbeats(tmp_path) == [beat(in_flight_by_backend={})]
+    file.close()
+
+
+def test_nothing_there_is_nobody(tmp_path: Path) -> None:
+    assert read_heartbeats(tmp_path / "missing") == []

@@ -1,0 +1,124 @@
+"""The catalogue as workers see it: written whole, read whole, never half."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.snapshot import (
+    Backend,
+    Model,
+    Principal,
+    Snapshot,
+    SnapshotError,
+    SnapshotFeed,
+    SnapshotFile,
+    read_snapshot,
+    write_snapshot,
+)
+from proxy.snapshot.model import SNAPSHOT_VERSION, decode_snapshot, encode_principal
+
+
+def file(revision: int = 1) -> SnapshotFile:
+    return SnapshotFile(
+        revision=revision,
+        published_unix_ns=5,
+        currency="EUR",
+        keys={b"h" * 32: encode_principal(Principal("key_1", "Ärger"))},
+        models={"m": Model("m", ("b",), 1, 2, 3, b'{"id":"m"}'), "n": Model("n", (), card=b'{"id":"n"}')},
+        backends={"b": Backend("b", "gpu", 8000, "openai", "/x", "KEY")},
+    )
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    write_snapshot(path, file())
+    assert read_snapshot(path) == file()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path], "no scratch file is left"
+
+
+def test_a_snapshot_is_ready_for_look_ups() -> None:
+    snapshot = Snapshot(file())
+    assert (snapshot.revision, snapshot.published_unix_ns, snapshot.currency) == (1, 5, "EUR")
+    assert snapshot.principal(b"h" * 32) == Principal("key_1", "Ärger")
+    assert snapshot.principal(b"h" * 32) is snapshot.principal(b"h" * 32)
+    assert snapshot.principal(b"x" * 32) is None
+    assert snapshot.principal(b"") is None
+    assert json.loads(snapshot.models_json) == {"object": "list", "data": [{"id": "m"}, {"id": "n"}]}
+    assert json.loads(Snapshot(SnapshotFile()).models_json) == {"object": "list", "data": []}
+
+
+@pytest.mark.parametrize("version", [SNAPSHOT_VERSION, SNAPSHOT_VERSION - 1])
+def test_this_version_and_the_one_before_are_read(version: int) -> None:
+    assert decode_snapshot(msgspec.msgpack.encode(msgspec.structs.replace(file(), version=version))).revision == 1
+
+
+@pytest.mark.parametrize("version", [SNAPSHOT_VERSION + 1, SNAPSHOT_VERSION - 2, 99])
+def test_other_versions_are_refused(version: int) -> None:
+    with pytest.raises(SnapshotError, match=f"snapshot version {version}"):
+        decode_snapshot(msgspec.msgpack.encode(msgspec.structs.replace(file(), version=version)))
+
+
+def test_fields_of_a_later_release_are_passed_over() -> None:
+    later = [*msgspec.msgpack.decode(msgspec.msgpack.encode(file())), "more", {"and": "more"}]
+    assert decode_snapshot(msgspec.msgpack.encode(later)) == file()
+
+
+@given(st.binary(max_size=100))
+def test_anything_else_is_refused(data: bytes) -> None:
+    try:
+        decode_snapshot(data)
+    except SnapshotError:
+        return
+    assert msgspec.msgpack.decode(data) is not None
+
+
+# --- the feed ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_feed_without_a_file_has_nothing(tmp_path: Path) -> None:
+    feed = SnapshotFeed(tmp_path / "snapshot")
+    assert (feed.poll(), feed.current) == (False, None)
+
+
+def test_a_feed_follows_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    feed = SnapshotFeed(path)
+    for revision in (1, 2, 3):
+        write_snapshot(path, file(revision))
+        assert feed.poll()
+        assert feed.current is not None
+        assert feed.current.revision == revision
+        current = feed.current
+        assert not feed.poll()
+        assert feed.current is current
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x90"])
+def test_the_last_good_snapshot_stays(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "snapshot"
+    write_snapshot(path, file())
+    feed = SnapshotFeed(path)
+    assert feed.poll()
+    path.write_bytes(damage)
+    os.utime(path, ns=(1, 1))
+    if damage == b"\x90":  # an empty list is a snapshot with nothing in it
+        assert feed.poll()
+        return
+    assert not feed.poll()
+    assert feed.current is not None
+    assert feed.current.revision == 1
+    assert "the last good one stays" in caplog.text
+    path.unlink()
+    assert not feed.poll()
+    assert feed.current.revision == 1
+    write_snapshot(path, file(2))
+    assert feed.poll()
+    assert feed.current.revision == 2

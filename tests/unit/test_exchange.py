@@ -1,0 +1,265 @@
+"""The record and its encoding, ids, gaps, and what an exchange books."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import ClientGone, InvalidRequest, Outcome, UpstreamDisconnected
+from proxy.exchange import (
+    INTER_TOKEN_BOUNDS_NS,
+    RECORD_VERSION,
+    Attempt,
+    EngineTimings,
+    Exchange,
+    Phase,
+    Record,
+    Remembered,
+    UsageSource,
+    decode_record,
+    encode_record,
+    new_id,
+    peek_record,
+    set_wall_anchor,
+)
+from proxy.flow import Flow
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "records"
+
+
+def blank() -> Record:
+    return Record(b"i" * 16, b"t" * 16, 1, 0)
+
+
+def full() -> Record:
+    """Every field with a value of its own."""
+    return Record(
+        id=bytes(range(16)),
+        trace_id=bytes(range(16, 32)),
+        span_id=0x7FFF_FFFF_FFFF_FFFF,
+        received_unix_ns=1_795_144_132_123_456_789,
+        operation="chat",
+        parent_span_id=0xFFFF_FFFF_FFFF_FFFF,
+        trace_flags=0,
+        client_request_id="mine",
+        key_id="key_1",
+        key_name="Ärger",
+        model="Qwen/Qwen3-8B",
+        stream=True,
+        choices=2,
+        max_tokens=100,
+        temperature=0.5,
+        top_p=0.25,
+        user="u",
+        request_bytes=300,
+        status=200,
+        outcome=Outcome.TIMEOUT,
+        error_code="idle_timeout",
+        error="The engine fell silent.",
+        finish_reasons=["stop", "length"],
+        read_ns=1,
+        authenticated_ns=2,
+        admitted_ns=3,
+        sent_ns=4,
+        first_byte_ns=5,
+        first_token_ns=6,
+        first_content_ns=7,
+        last_token_ns=8,
+        upstream_ended_ns=9,
+        ended_ns=10,
+        chunks=11,
+        response_bytes=12,
+        unsent_bytes=13,
+        input_tokens=14,
+        cached_tokens=15,
+        output_tokens=16,
+        reasoning_tokens=17,
+        usage_source=UsageSource.ENGINE,
+        cost_nano=18,
+        currency="EUR",
+        inter_token_counts=[1, 0, 2],
+        inter_token_sum_ns=19,
+        inter_token_max_ns=20,
+        attempts=[Attempt("b0", 1, 2, 0, 3, 0, False, "upstream_unreachable"), Attempt("b1", 4, 0, 5, 6, 200, True)],
+        engine=EngineTimings(1.5, 2.5, 3.5, None, 0.25),
+    )
+
+
+# --- the encoding ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("record", [blank(), full()], ids=["blank", "full"])
+def test_what_was_written_is_read(phase: Phase, record: Record) -> None:
+    payload = encode_record(phase, record)
+    assert peek_record(payload) == (phase, record.id)
+    assert decode_record(payload) == record
+
+
+def test_records_of_this_version_are_read_for_ever() -> None:
+    """The bytes as they were when the version was made; a later release reads them the same."""
+    golden = (GOLDEN / "closing-1.msgpack").read_bytes()
+    assert peek_record(golden) == (Phase.CLOSING, bytes(range(16)))
+    assert decode_record(golden) == full()
+
+
+def test_fields_are_only_ever_appended() -> None:
+    golden = msgspec.msgpack.decode((GOLDEN / "closing-1.msgpack").read_bytes()[17:])
+    now = msgspec.msgpack.decode(encode_record(Phase.CLOSING, full())[17:])
+    assert now[: len(golden)] == golden
+    assert RECORD_VERSION == 1, "a new version needs a golden file of its own; this one must stay readable"
+
+
+def test_every_field_of_the_full_record_has_a_value_of_its_own() -> None:
+    default, given_ = msgspec.structs.asdict(blank()), msgspec.structs.asdict(full())
+    assert [name for name, value in given_.items() if value == default[name]] == []
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_reader(payload: bytes) -> None:
+    for read in (peek_record, decode_record):
+        try:
+            read(payload)
+        except (ValueError, msgspec.MsgspecError):
+            continue
+
+
+def test_a_record_without_its_later_fields_has_their_defaults() -> None:
+    """As an older release wrote it."""
+    early = msgspec.msgpack.encode(list(msgspec.msgpack.decode(encode_record(Phase.OPENING, blank())[17:]))[:12])
+    assert decode_record(b"\0" * 17 + early) == blank()
+
+
+def test_records_share_no_lists() -> None:
+    one, two = blank(), blank()
+    one.attempts.append(Attempt("b"))
+    one.finish_reasons.append("stop")
+    assert (two.attempts, two.finish_reasons, two.backend, one.backend) == ([], [], "", "b")
+
+
+def test_phases_and_sources_keep_their_numbers() -> None:
+    assert [phase.value for phase in (Phase.OPENING, Phase.PROGRESS, Phase.CLOSING)] == [0, 1, 2]
+    sources = (UsageSource.NONE, UsageSource.ENGINE, UsageSource.COUNTED, UsageSource.ESTIMATED)
+    assert [source.value for source in sources] == [0, 1, 2, 3]
+
+
+# --- ids ---------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**48 - 1))
+def test_an_id_is_a_uuid_of_version_7(unix_ms: int) -> None:  # RFC 9562 §5.7
+    identity = uuid.UUID(bytes=new_id(unix_ms))
+    assert (identity.version, identity.variant) == (7, uuid.RFC_4122)
+    assert identity.int >> 80 == unix_ms
+
+
+def test_the_rest_of_an_id_is_random() -> None:
+    ones = zeros = (1 << 128) - 1
+    random.seed(1)
+    for _ in range(200):
+        value = int.from_bytes(new_id(0), "big")
+        ones &= value
+        zeros &= ~value
+    fixed = ones | zeros
+    assert fixed == ((1 << 128) - 1) & ~((1 << 62) - 1) & ~(((1 << 12) - 1) << 64), "74 bits vary"
+    assert len({new_id(0) for _ in range(1000)}) == 1000
+
+
+def test_ids_sort_by_time() -> None:
+    ids = [new_id(ms) for ms in range(1_795_000_000_000, 1_795_000_000_100)]
+    assert ids == sorted(ids)
+
+
+# --- gaps --------------------------------------------------------------------------------------------------------------
+
+
+def test_bounds_rise_and_contain_vllms_own() -> None:
+    assert list(INTER_TOKEN_BOUNDS_NS) == sorted(set(INTER_TOKEN_BOUNDS_NS))
+    vllm = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
+    assert {round(bound * 1e9) for bound in vllm} <= set(INTER_TOKEN_BOUNDS_NS)
+
+
+@given(st.lists(st.integers(0, 10**11), max_size=50))
+def test_gaps_add_up(gaps: list[int]) -> None:
+    record = blank()
+    record.first_token_ns = record.last_token_ns = now = 1000
+    for gap in gaps:
+        now += gap
+        record.gap(now)
+    assert sum(record.inter_token_counts) == len(gaps)
+    assert record.inter_token_sum_ns == sum(gaps) == record.last_token_ns - record.first_token_ns
+    assert record.inter_token_max_ns == max(gaps, default=0)
+
+
+@pytest.mark.parametrize("index", range(len(INTER_TOKEN_BOUNDS_NS)))
+def test_a_bound_belongs_to_its_bucket(index: int) -> None:
+    bound = INTER_TOKEN_BOUNDS_NS[index]
+    for gap, bucket in ((bound, index), (bound + 1, index + 1)):
+        record = blank()
+        record.gap(gap)
+        assert record.inter_token_counts[bucket] == 1
+
+
+# --- what the proxy added ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attempts", "times", "added"),
+    [
+        ([], (10, 0, 0, 30), 20),  # never sent: all of it
+        ([Attempt("b", 12, 0, reused=True)], (10, 15, 100, 104), 5 + 4),
+        ([Attempt("b", 12, 60)], (10, 65, 100, 104), 55 - 48 + 4),
+        ([Attempt("a", 12, ended_ns=50, error="unreachable"), Attempt("b", 51, 60)], (10, 65, 100, 104), 55 - 38 - 9 + 4),
+        ([Attempt("a", 12, ended_ns=50, error="unreachable")], (10, 0, 0, 53), 43 - 38),
+        ([Attempt("b", 12, 0, reused=True)], (10, 15, 0, 104), 5),  # the client left: nothing was released
+    ],
+)
+def test_what_the_proxy_added(attempts: list[Attempt], times: tuple[int, int, int, int], added: int) -> None:
+    record = blank()
+    record.attempts = attempts
+    record.read_ns, record.sent_ns, record.upstream_ended_ns, record.ended_ns = times
+    assert record.proxy_added_ns() == added
+
+
+# --- the exchange ------------------------------------------------------------------------------------------------------
+
+
+def exchange() -> Exchange:
+    return Exchange(time.monotonic_ns(), b"POST", b"/", {}, b"body", Remembered(), Flow(lambda: None))
+
+
+def test_an_exchange_has_an_id_of_now_and_a_trace_of_its_own() -> None:
+    set_wall_anchor()
+    before = time.time_ns()
+    made = exchange()
+    record = made.record
+    assert abs(record.received_unix_ns - before) < 10**9
+    assert int.from_bytes(record.id, "big") >> 80 == record.received_unix_ns // 1_000_000
+    assert (record.trace_id, record.parent_span_id, record.request_bytes) == (record.id, 0, 4)
+    assert 0 < record.span_id < 2**63
+    assert made.elapsed_ns() >= 0
+    assert not made.accepted
+
+
+def test_the_first_error_is_the_cause() -> None:
+    made = exchange()
+    made.fail(UpstreamDisconnected("It closed."))
+    made.fail(ClientGone("It left."))
+    assert (made.record.outcome, made.record.error_code, made.record.error) == (
+        Outcome.UPSTREAM_ERROR,
+        "upstream_disconnected",
+        "It closed.",
+    )
+
+
+def test_an_error_on_the_record_is_bounded_and_has_a_code() -> None:
+    made = exchange()
+    made.fail(InvalidRequest("x" * 1000))
+    assert (len(made.record.error), made.record.error_code) == (300, "invalid_request_error")

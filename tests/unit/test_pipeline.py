@@ -1,0 +1,303 @@
+"""The way of a request as a transcript: what each side says, in which order, and what is on record by then."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.errors import Outcome, ShuttingDown
+from proxy.exchange import UsageSource
+from proxy.journal import JournalFull
+from proxy.relay.connection import UpstreamConnection
+from proxy.relay.pool import Pool
+from tests.support.plane import KEY, Engine, Plane
+from tests.support.scripted_vllm import captured
+from tests.support.wire_client import request
+
+CHAT = "/v1/chat/completions"
+DONE = b"data: [DONE]\n\n"
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+def plane(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Plane]:
+    with Plane(tmp_path, getattr(request, "param", None)) as made:
+        yield made
+
+
+def ask(**more: Any) -> bytes:
+    return request(CHAT, {"model": "m", "messages": [], **more}, key=KEY)
+
+
+def chunk(data: bytes) -> bytes:
+    """One HTTP chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def text(content: str = "x", finish: str | None = None, count: int = 1) -> bytes:
+    usage = {"prompt_tokens": 7, "completion_tokens": count}
+    delta = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
+    return b"data: %b\n\n" % json.dumps({"choices": [delta], "usage": usage}, separators=(",", ":")).encode()
+
+
+def whole(body: bytes, status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body)
+
+
+# --- the seal ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_record_is_there_before_the_last_byte_goes(plane: Plane, stream: bool) -> None:
+    client, engine = plane.client(), plane.engine()
+    recorded: list[int] = []
+    client.on_write = lambda data: recorded.append(len(plane.records()))
+    client.says(ask(stream=stream))
+    if stream:
+        engine.says(HEAD + chunk(text()))
+        engine.says(chunk(text("", "stop", 2)))
+        engine.says(chunk(DONE) + b"0\r\n\r\n")
+        assert recorded == [0, 1]
+    else:
+        engine.says(whole(captured.load("chat").body))
+        assert recorded == [1]
+    assert [record.outcome for record in plane.records()] == [Outcome.OK]
+
+
+def _usage(count: int) -> bytes:
+    return b',"usage":{"prompt_tokens":7,"completion_tokens":%d}' % count
+
+
+def test_the_end_of_a_stream_waits_for_done(plane: Plane) -> None:
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    engine.says(HEAD + chunk(text()) + chunk(text("", "stop", 2)))
+    before = client.heard
+    assert before.endswith(chunk(text().replace(_usage(1), b"")))
+    engine.says(chunk(DONE))
+    end = text("", "stop", 2).replace(_usage(2), b"") + DONE
+    assert client.heard == before + chunk(end) + b"0\r\n\r\n"
+    assert engine.closed == "", "the engine's own end is still to come"
+    engine.says(b"0\r\n\r\n")
+    client.says(ask(stream=True))
+    assert engine.heard.count(b"POST ") == 2, "the connection is used again"
+
+
+def test_an_answer_without_a_record_is_served_all_the_same(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(payload: bytes) -> None:
+        raise JournalFull
+
+    monkeypatch.setattr(plane.journal, "append", full)
+    client, engine = plane.client(), plane.engine()
+    client.says(ask())
+    engine.says(whole(captured.load("chat").body))
+    assert client.heard.startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("plane", [{"journal": {"on_full": "refuse"}}], indirect=True)
+def test_a_full_journal_may_be_a_reason_to_refuse(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(plane.journal), "full", True)
+    client, engine = plane.client(), plane.engine()
+    client.says(ask())
+    assert client.heard.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"journal_full"' in client.heard
+    assert engine.heard == b""
+
+
+def test_a_bug_is_a_500_and_is_on_record(plane: Plane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def bug(*arguments: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(plane.pipeline, "_route", bug)
+    client = plane.client()
+    client.says(ask())
+    assert client.heard.startswith(b"HTTP/1.1 500 ")
+    assert b"secret" not in client.heard
+    [record] = plane.records()
+    assert (record.outcome, record.status, record.error_code) == (Outcome.INTERNAL_ERROR, 500, "internal_error")
+    assert "a bug ended a request" in caplog.text
+    assert not plane.pipeline.admission.in_flight
+
+
+# --- leaving -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [b"", HEAD, HEAD + chunk(text())])
+def test_when_the_client_leaves_everything_has_ended_before_the_callback_returns(plane: Plane, said: bytes) -> None:
+    # failures 1, 2, 3
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    if said:
+        engine.says(said)
+    client.leaves()
+    assert engine.closed == "aborted"
+    [record] = plane.records()
+    assert (record.outcome, record.output_tokens) == (Outcome.CLIENT_GONE, 1 if said.endswith(b"}\n\n\r\n") else 0)
+    assert not plane.pipeline.admission.in_flight
+    assert plane.pipeline.router.in_flight["b0"] == 0
+
+
+def test_a_connection_that_came_too_late_is_closed(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[Engine] = []
+
+    async def connect(pool: Pool) -> UpstreamConnection:
+        engines.append(Engine(UpstreamConnection(pool)))
+        return engines[0].connection
+
+    async def run() -> None:
+        client = plane.client()
+        client.says(ask())
+        await asyncio.sleep(0)  # the connection is there; the request hasn't heard of it yet
+        assert engines
+        client.leaves()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(Pool, "connect", connect)
+    asyncio.run(run())
+    assert engines[0].closed == "aborted"
+    assert [record.outcome for record in plane.records()] == [Outcome.CLIENT_GONE]
+
+
+# --- time --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plane", [{"timeouts": {"first_byte": 100, "between_chunks": 10}}], indirect=True)
+def test_the_first_byte_may_take_longer_than_the_next(plane: Plane) -> None:  # failures 11, 12
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    plane.sweep(later_s=99)
+    engine.says(HEAD)
+    plane.sweep(later_s=99)
+    engine.says(chunk(b": keep-alive\n\n"))
+    plane.sweep(later_s=99)
+    engine.says(chunk(text("")))  # the role
+    plane.sweep(later_s=99)
+    engine.says(chunk(text("x", count=2)))
+    plane.sweep(later_s=9)
+    assert plane.records() == []
+    plane.sweep(later_s=11)
+    [record] = plane.records()
+    assert (record.outcome, record.error_code, engine.closed) == (Outcome.TIMEOUT, "idle_timeout", "aborted")
+    assert client.heard.rstrip().endswith(b'"code":"idle_timeout"}}')
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("plane", [{"timeouts": {"first_byte": 100}}], indirect=True)
+def test_an_engine_that_says_nothing(plane: Plane, stream: bool) -> None:  # failure 11
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=stream))
+    if stream:
+        engine.says(HEAD)
+    plane.sweep(later_s=101)
+    assert client.heard.startswith(b"HTTP/1.1 504 ")
+    assert b"content-length: " in client.heard
+    assert engine.closed == "aborted"
+
+
+@pytest.mark.parametrize("plane", [{"timeouts": {"between_chunks": 10, "client_write": 100}}], indirect=True)
+def test_a_client_that_reads_slowly_stops_the_engines_clock(plane: Plane) -> None:  # failure 20
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    engine.says(HEAD + chunk(text()))
+    client.connection.pause_writing()
+    assert not engine.reading
+    plane.sweep(later_s=50)
+    client.connection.resume_writing()
+    assert engine.reading
+    plane.sweep(later_s=55)
+    assert plane.records() == [], "the engine had five seconds so far, not 55"
+    plane.sweep(later_s=61)
+    assert [record.error_code for record in plane.records()] == ["idle_timeout"]
+
+
+@pytest.mark.parametrize("plane", [{"timeouts": {"between_chunks": 10, "client_write": 100}}], indirect=True)
+def test_a_client_that_stopped_reading_is_let_go(plane: Plane) -> None:  # failure 20
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    engine.says(HEAD + chunk(text()))
+    client.connection.pause_writing()
+    plane.sweep(later_s=99)
+    assert plane.records() == []
+    plane.sweep(later_s=101)
+    assert (client.closed, engine.closed) == ("aborted", "aborted")
+    [record] = plane.records()
+    assert (record.outcome, record.error_code, record.output_tokens) == (Outcome.CLIENT_GONE, "client_stopped_reading", 1)
+
+
+def test_a_client_that_was_slow_before_its_engine_spoke(plane: Plane) -> None:
+    """The answer before filled its buffer: the engine of the next one is held up from the start."""
+    client, first = plane.client(), plane.engine()
+    client.says(ask())
+    first.says(whole(b"{}"))
+    client.says(ask())
+    client.connection.pause_writing()
+    assert not first.reading
+    client.connection.resume_writing()
+    assert first.reading
+
+
+def test_what_a_client_had_not_taken_is_on_record(plane: Plane) -> None:
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    engine.says(HEAD + chunk(text()))
+    client.unsent = 77
+    engine.says(chunk(text("", "stop", 2) + DONE))
+    assert [record.unsent_bytes for record in plane.records()] == [77]
+
+
+# --- ends --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_came_whole_before_an_engine_died_is_the_clients(plane: Plane) -> None:  # failure 4
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    engine.says(HEAD + chunk(text()) + chunk(text("", "stop", 2)) + b"ff\r\ndata: half an ev")
+    engine.dies()
+    body = client.heard.partition(b"\r\n\r\n")[2]
+    assert text("", "stop", 2).replace(_usage(2), b"") in body
+    assert b"half" not in body
+    assert b"[DONE]" not in body
+    assert not body.endswith(b"0\r\n\r\n")
+    assert b'"code":"upstream_disconnected"' in body
+    assert client.closed == "closed"
+    [record] = plane.records()
+    assert (record.outcome, record.output_tokens, record.usage_source) == (Outcome.UPSTREAM_ERROR, 2, UsageSource.ENGINE)
+
+
+def test_everything_in_flight_can_be_ended(plane: Plane) -> None:  # failure 50
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    engine.says(HEAD + chunk(text()))
+    plane.pipeline.interrupt_all(ShuttingDown("The proxy is shutting down."))
+    assert b'"code":"shutting_down"' in client.heard
+    assert (client.closed, engine.closed) == ("closed", "aborted")
+    [record] = plane.records()
+    assert (record.outcome, record.error_code) == (Outcome.REJECTED, "shutting_down")
+
+
+def test_bytes_that_nobody_asked_for_close_the_connection(plane: Plane) -> None:
+    client, engine = plane.client(), plane.engine()
+    client.says(ask())
+    engine.says(whole(b"{}"))
+    engine.says(whole(b'{"poison":true}'))
+    assert engine.closed == "aborted"
+    other = plane.engine()
+    client.says(ask())
+    assert other.heard
+    assert b"poison" not in client.heard
+
+
+def test_two_answers_at_once_are_one_answer_and_a_broken_connection(plane: Plane) -> None:
+    client, engine = plane.client(), plane.engine()
+    client.says(ask())
+    engine.says(whole(b'{"first":1}') + whole(b'{"second":2}'))
+    assert b"first" in client.heard
+    assert b"second" not in client.heard
+    plane.engine()
+    client.says(ask())
+    assert b"second" not in client.heard

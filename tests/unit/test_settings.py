@@ -1,0 +1,168 @@
+"""Settings: what is allowed, and what the refusal of anything else says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from proxy.settings import Settings, SettingsError, address
+
+
+def refusal(mapping: object) -> str:
+    with pytest.raises(SettingsError) as raised:
+        Settings.of(mapping)
+    return str(raised.value)
+
+
+def nested(path: str, value: object) -> dict[str, Any]:
+    """{"a": {"b": value}} for "a.b"."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def test_nothing_is_needed() -> None:
+    assert Settings.of(None) == Settings.of({}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("listen", "0.0.0.0:80"),
+        ("listen", "[::1]:0"),
+        ("currency", "EUR"),
+        ("timeouts.connect", 0.001),
+        ("timeouts.upstream_idle", 4.999),
+        ("timeouts.drain", 86400),
+        ("limits.body_bytes", 1),
+        ("journal.segment_bytes", 65536),
+        ("journal.on_full", "refuse"),
+        ("phoenix.url", None),
+        ("capture.content", True),
+        ("backends", [{"url": "http://gpu:8000"}, {"url": "http://[::1]/v1", "name": "b", "kind": "openai"}]),
+        ("models", {"m": {"price": {"input": "0.1", "output": 2}}}),
+    ],
+)
+def test_what_is_allowed(path: str, value: object) -> None:
+    Settings.of(nested(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        # a value of the wrong type or out of range: the field, the value, what is allowed
+        ("timeouts.connect", 0, ["timeouts.connect", "0", "> 0"]),
+        ("timeouts.connect", -1.5, ["timeouts.connect", "-1.5", "> 0"]),
+        ("timeouts.connect", float("nan"), ["timeouts.connect", "nan", "> 0"]),
+        ("timeouts.connect", float("inf"), ["timeouts.connect", "inf", "<= 86400"]),
+        ("timeouts.connect", "5s", ["timeouts.connect", "'5s'", "float"]),
+        ("timeouts.upstream_idle", 5, ["timeouts.upstream_idle", "5", "< 5"]),
+        ("limits.body_bytes", 0, ["limits.body_bytes", "0", ">= 1"]),
+        ("limits.body_bytes", 1.5, ["limits.body_bytes", "1.5", "int"]),
+        ("journal.segment_bytes", 1000, ["journal.segment_bytes", "1000", ">= 65536"]),
+        ("journal.on_full", "wait", ["journal.on_full", "'wait'"]),
+        ("currency", "euro", ["currency", "'euro'", "[A-Z]{3}"]),
+        ("workers", 0, ["workers", "0", ">= 1"]),
+        ("workers", 2, ["workers", "2", "allowed: 1", "Redis"]),
+        ("capture.content", "yes", ["capture.content", "'yes'", "bool"]),
+        ("phoenix.url", 7, ["phoenix.url", "7", "str"]),
+        ("state_dir", 7, ["state_dir", "7", "str"]),
+        # addresses
+        ("listen", "8400", ["listen", "'8400'", "HOST:PORT"]),
+        ("listen", ":8400", ["listen", "':8400'", "HOST:PORT"]),
+        ("listen", "host:port", ["listen", "'host:port'", "HOST:PORT"]),
+        ("control.listen", "host:70000", ["control.listen", "'host:70000'", "0 to 65535"]),
+        ("metrics.listen", "", ["metrics.listen", "HOST:PORT"]),
+        # unknown names
+        ("lisen", "x", ["lisen", "allowed: ", "listen"]),
+        ("timeouts.conect", 1, ["timeouts", "'conect'", "allowed: ", "connect"]),
+        ("timeouts", 5, ["timeouts", "5", "object"]),
+        # backends
+        ("backends", "http://x", ["backends", "array"]),
+        ("backends", [{}], ["backends[0]", "url"]),
+        ("backends", [{"url": "gpu:8000"}], ["backends[0]", "'gpu:8000'", "http://HOST[:PORT]"]),
+        ("backends", [{"url": "https://gpu"}], ["backends[0]", "http://HOST[:PORT]"]),
+        ("backends", [{"url": "http://"}], ["backends[0]", "http://HOST[:PORT]"]),
+        ("backends", [{"url": "http://user:pw@gpu"}], ["backends[0]", "http://HOST[:PORT]"]),
+        ("backends", [{"url": "http://gpu/?x"}], ["backends[0]", "http://HOST[:PORT]"]),
+        ("backends", [{"url": "http://gpu:70000"}], ["backends[0]", "port", "65535"]),
+        ("backends", [{"url": "http://a"}, {"url": "http://b", "name": "b c"}], ["backends[1].name", "'b c'"]),
+        ("backends", [{"url": "http://a", "kind": "tgi"}], ["backends[0].kind", "'tgi'"]),
+        ("backends", [{"url": "http://a", "key": "x"}], ["backends[0]", "'key'", "api_key_env"]),
+        ("backends", [{"url": "http://a", "name": "x"}, {"url": "http://b", "name": "x"}], ["backends", "'x'", "differ"]),
+        ("backends", [{"url": "http://a"}, {"url": "http://b", "name": "backend-0"}], ["backends", "'backend-0'", "differ"]),
+        # prices
+        ("models", {"m": {"price": {"input": -1}}}, ["input", "-1", "0 to 1000000"]),
+        ("models", {"m": {"price": {"output": "NaN"}}}, ["output", "NaN", "0 to 1000000"]),
+        ("models", {"m": {"price": {"input": 10**7}}}, ["input", "10000000", "0 to 1000000"]),
+        ("models", {"m": {"cost": 1}}, ["models", "'cost'"]),
+    ],
+)
+def test_a_refusal_says_which_field_what_it_holds_and_what_it_may_hold(path: str, value: object, words: list[str]) -> None:
+    said = refusal(nested(path, value))
+    assert [word for word in words if word not in said] == [], said
+    assert "`$" not in said, "a path of the library's"
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("mapping", [[], "text", 7, True])
+def test_a_file_that_holds_something_else(mapping: object) -> None:
+    assert refusal(mapping).startswith("the file: ")
+
+
+def test_settings_that_were_written_are_read_the_same(tmp_path: Path) -> None:
+    said = {
+        "backends": [{"url": "http://gpu:8000", "models": ["a"], "api_key_env": "KEY"}],
+        "models": {"m": {"price": {"input": "0.123456", "cached_input": "0.01", "output": 1}}},
+        "phoenix": {"url": None},
+        "timeouts": {"first_byte": 1.5},
+    }
+    settings = Settings.of(said)
+    file = tmp_path / "settings.json"
+    settings.write(file)
+    assert Settings.read(file) == settings
+    assert list(tmp_path.iterdir()) == [file], "no scratch file is left"
+
+
+def test_backends_without_a_name_are_numbered() -> None:
+    settings = Settings.of({"backends": [{"url": "http://a"}, {"url": "http://b", "name": "mine"}, {"url": "http://c"}]})
+    assert [settings.backend_name(index) for index in range(3)] == ["backend-0", "mine", "backend-2"]
+
+
+def test_everything_is_in_the_state_directory() -> None:
+    settings = Settings.of({"state_dir": "/var/lib/x"})
+    paths = (settings.journal_path, settings.content_path, settings.snapshot_path, settings.log_path)
+    assert [str(path) for path in paths] == [f"/var/lib/x/{name}" for name in ("journal", "content", "snapshot", "log")]
+    assert settings.database_url == "sqlite:////var/lib/x/glasshouse.db"
+    assert Settings.of({"database": "postgresql://db"}).database_url == "postgresql://db"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"), [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:8080", ("::1", 8080)), ("host:0", ("host", 0))]
+)
+def test_addresses(text: str, parts: tuple[str, int]) -> None:
+    assert address(text) == parts
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Settings().workers = 2  # type: ignore[misc]
+
+
+def test_every_default_is_allowed() -> None:
+    written = json.loads(msgspec.json.encode(Settings()))
+    assert Settings.of(written) == Settings()
+
+
+def test_the_defaults_of_time_fit_one_another() -> None:
+    timeouts = Settings().timeouts
+    assert timeouts.upstream_idle < 5, "vLLM closes idle connections after 5 s"
+    assert timeouts.client_idle >= 75, "longer than the pools of clients keep theirs"
+    assert timeouts.connect < timeouts.first_byte
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", Settings().listen), "nobody is let in from outside unasked"
