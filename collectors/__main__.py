@@ -26,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="collectors", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True, help="effective settings, as the supervisor wrote them")
     arguments = parser.parse_args()
+    os.umask(0o077)  # who asked what, and what it cost: nobody else's business
     logs.setup("collector")
     os.nice(NICENESS)
     for name in NOISY:

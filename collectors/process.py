@@ -58,6 +58,7 @@ class Collector:
         sinks: list[Sink] = [ledger, self._metrics, *([self._spans] if self._spans is not None else [])]
         self._followers = [Follower(self._tail, sink) for sink in sinks]
         self._beats: list[Heartbeat] = []
+        self._looking = threading.Lock()
         self._stop = threading.Event()
         self._signals = 0
         registry = CollectorRegistry()
@@ -78,6 +79,7 @@ class Collector:
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
+        self._guard(self._load_counts)
         self._exposition.start()
         for follower in self._followers:
             follower.start()
@@ -88,6 +90,12 @@ class Collector:
         while not self._stop.wait(CHORES_SECONDS):
             self._guard(self._chores)
         self._drain()
+
+    def _load_counts(self) -> None:
+        """Before the first scrape: a counter that begins at zero and then jumps would be counted anew."""
+        self._metrics.load()
+        if self._spans is not None:
+            self._spans.load()
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -129,8 +137,9 @@ class Collector:
         self._captured.tidy(time.time())
 
     def _look_at_workers(self) -> None:
-        self._beats = beats = read_heartbeats(self._settings.journal_path)
-        self._metrics.observe_workers(beats)
+        with self._looking:  # an older look must not be counted after a newer one
+            self._beats = read_heartbeats(self._settings.journal_path)
+            self._metrics.observe_workers(self._beats)
 
     def _remove_what_is_stored(self) -> None:
         stored = [follower.sink.stored for follower in self._followers]

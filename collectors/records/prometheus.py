@@ -141,7 +141,7 @@ class MetricsSink:
                     counted = self._workers[beat.incarnation].setdefault(row.name, {})
                     for labels, total in row.read(beat).items():
                         self._count(row.name, row.labels, labels, total - counted.get(labels, 0))
-                        counted[labels] = total
+                        counted[labels] = max(total, counted.get(labels, 0))
 
     def _count(self, metric: str, names: tuple[str, ...], values: tuple[str, ...], more: int) -> None:
         if more > 0:
@@ -181,8 +181,9 @@ class MetricsSink:
     # -- for the exposition --
 
     def snapshot(self) -> dict[str, Series]:
-        """A copy of what is on disk."""
+        """A copy of what is on disk. Raises OSError if that isn't known: counts that begin at zero would be believed."""
         with self._lock:
+            self.load()
             try:
                 self.save()
             except OSError as error:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import shlex
+import shutil
 import socket
 import sys
 import threading
@@ -393,7 +394,7 @@ class Banner:
     def _commands(self) -> Iterator[str]:
         key = self.secret or "$OPENAI_API_KEY"
         if self.secret is None:
-            yield "  Use a key that you have, or make one: glasshouse keys create NAME"
+            yield f"  Use a key that you have, or make one: {own_command()} keys create NAME"
             yield ""
             yield f"  export OPENAI_BASE_URL={self.base_url}"
         else:
@@ -408,8 +409,17 @@ class Banner:
         yield f'    -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\'
         yield f"    -d {shlex.quote(body)}"
         yield ""
-        yield f"  Then look: {'at the trace (the link above) and ' if self.traces.seen else ''}`glasshouse usage`."
+        yield f"  Then look: {'at the trace (the link above) and ' if self.traces.seen else ''}`{own_command()} usage`."
         yield "  Ctrl-C stops everything."
+
+
+def own_command() -> str:
+    """This program as it can be typed here: by its name if that is on the PATH, by its path otherwise."""
+    program = Path(sys.argv[0])
+    found = shutil.which(program.name)
+    if program.name == "__main__.py" or (found is not None and Path(found).samefile(program)):
+        return "glasshouse"
+    return str(program)
 
 
 def _fact(name: str, text: str) -> str:

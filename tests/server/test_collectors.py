@@ -89,7 +89,7 @@ class Collecting:
             self.kill()
 
     def log(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.state.glob("*.log")))
+        return "\n".join(path.read_text() for path in sorted(self.state.glob("*.log")))
 
     def said(self, message: str) -> list[dict[str, Any]]:
         """The log's lines with this message; the last line of a process that was killed may be half of one."""
@@ -417,7 +417,7 @@ def test_the_state_is_nobody_elses_business(collecting: Callable[..., Collecting
     dead_segment(collector.journal_path, closing(make_record(1)))
     wait(lambda: collector.metrics().total("requests_total") == 1)
     collector.stop()
-    for name in ("collector-metrics", "collector.lock"):
+    for name in ("collector-metrics", "collector-id", "collector.lock", "glasshouse.db"):
         assert (collector.state / name).stat().st_mode & 0o077 == 0
 
 

@@ -144,6 +144,13 @@ def test_what_a_scrape_has_seen_is_on_disk(tmp_path: Path) -> None:
     assert again.load() == again.stored == Checkpoint({"segment": 1})
 
 
+def test_a_scrape_before_anything_else_shows_what_was_kept(tmp_path: Path) -> None:
+    sink = loaded(tmp_path)
+    sink.write(batch(1, make_record(1)))
+    seen = scrape(sink)
+    assert scrape(MetricsSink(tmp_path / "collector-metrics")) == seen
+
+
 def test_a_scrape_goes_on_when_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sink = MetricsSink(tmp_path / "state" / "collector-metrics")
     sink.load()
@@ -241,6 +248,13 @@ def test_workers_totals_are_counted_once_across_restarts_of_both(tmp_path: Path)
     again.observe_workers(beats(("b", 4, 0)))
     again.observe_workers(beats(("b", 4, 0), ("c", 1, 0)))
     assert unaccepted(scrape(again)) == (10, 1)
+
+
+def test_a_look_that_comes_late_counts_nothing_twice(tmp_path: Path) -> None:
+    sink = loaded(tmp_path)
+    for refused in (5, 6, 5, 6, 7):
+        sink.observe_workers(beats(("a", refused, 0)))
+    assert unaccepted(scrape(sink)) == (7, 0)
 
 
 def test_before_the_state_is_loaded_nothing_is_counted(tmp_path: Path) -> None:
