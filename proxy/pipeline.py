@@ -42,6 +42,8 @@ class Pipeline:
         self._feed = feed
         self._journal = journal
         self._content = content
+        self.capturing = True
+        """False while there is too much captured content about; without a content journal nothing is captured anyway."""
         self._refuse_unrecorded = settings.journal.on_full == "refuse"
         self._authenticator = Authenticator(feed)
         self.admission = Admission()
@@ -144,7 +146,7 @@ class Pipeline:
     def _record(self, exchange: Exchange, reply: Reply) -> None:
         record = exchange.record
         self._settle(exchange)
-        if self._content is not None:
+        if self._content is not None and self.capturing:
             self._keep_content(self._content, exchange, reply)
         record.status = reply.status or (exchange.error.status if exchange.error is not None else 0)
         record.response_bytes = reply.sent

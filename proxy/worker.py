@@ -34,6 +34,8 @@ PROGRESS_EVERY = 4
 CONNECTIONS_EVERY = 20
 """Sweeps between looks at idle client connections: one in 5 s."""
 CONTENT_SEGMENT_BYTES = 8 * 1024 * 1024
+CONTENT_BYTES = 512 * 1024 * 1024
+"""Captured content on disk at which capturing pauses. The collector removes it at half of that, and after minutes."""
 
 
 class Worker:
@@ -121,7 +123,14 @@ class Worker:
             self._pipeline.record_progress()
         if self._sweeps % CONNECTIONS_EVERY == 0:
             self._server.sweep(now_ns)
+            self._bound_content()
         self._beat()
+
+    def _bound_content(self) -> None:
+        """Content is dropped first: with the collector down it must not fill the disk."""
+        if self._content is not None:
+            kept = sum(_size(path) for path in self._settings.content_path.glob("*.seg"))
+            self._pipeline.capturing = kept < CONTENT_BYTES
 
     def _beat(self) -> None:
         journal, snapshot = self._journal, self._feed.current
@@ -143,6 +152,13 @@ class Worker:
                 unaccepted=self._pipeline.unaccepted,
             )
         )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0  # the collector was quicker
 
 
 async def _serve(settings: Settings, fd: int) -> None:
