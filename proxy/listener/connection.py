@@ -85,7 +85,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequest(f"The request isn't valid HTTP/1.1: {error}."))
-        if self._reading and not self._body and self._origin_ns != self.active_ns:
+        if self._reading and not self._body:
             self._bound_head(len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,7 +110,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._reading:
             self._reading = True
             self._origin_ns = self.active_ns or monotonic_ns()  # an answer may have ended in this very read
-            self._head_bytes = 0
+            self._head_bytes = -1
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -156,8 +156,8 @@ class ClientConnection(asyncio.Protocol):
         self._more_body.append(data)
 
     def _bound_head(self, length: int) -> None:
-        """A head that wasn't complete after its first read, which is as large as a read at most."""
-        self._head_bytes += length
+        """A head that wasn't complete after the read that it began in, which may have brought other things before it."""
+        self._head_bytes = self._head_bytes + length if self._head_bytes >= 0 else 0
         limit = self._server.settings.limits.header_bytes
         if self._head_bytes > limit and not self._refused:
             self._refuse(HeadersTooLarge(f"The request's head is larger than {limit} bytes."))

@@ -227,8 +227,12 @@ class Worker:
     @property
     def rss_bytes(self) -> int:
         """Resident memory now."""
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return self._status("VmRSS")
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """Resident memory at its highest so far."""
+        return self._status("VmHWM")
 
     @property
     def open_files(self) -> int:
@@ -299,6 +303,10 @@ class Worker:
     @property
     def _log_path(self) -> Path:
         return self._directory / "worker.log"
+
+    def _status(self, name: str) -> int:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
     def _last_lines(self) -> list[str]:
         return ["--- worker", *self._log_path.read_text(errors="replace").splitlines()[-15:]]

@@ -124,6 +124,41 @@ def test_a_bug_is_a_500_and_is_on_record(plane: Plane, monkeypatch: pytest.Monke
     assert not plane.pipeline.admission.in_flight
 
 
+# --- requests ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plane", [{"limits": {"header_bytes": 1000}}], indirect=True)
+@pytest.mark.parametrize("first", [{"user": "x" * 5000}, {"model": "none", "user": "x" * 5000}], ids=["runs", "answered at once"])
+def test_what_came_before_a_head_in_the_same_read_is_no_part_of_it(plane: Plane, first: dict[str, Any]) -> None:
+    async def run() -> None:
+        client, engine = plane.client(), plane.engine()
+        second = ask()
+        at = second.index(b"\r\n\r\n") + 4
+        client.says(ask(**first) + second[:at])
+        client.says(second[at:])
+        if "model" not in first:
+            engine.says(whole(b"{}"))
+        await asyncio.sleep(0)
+        engine.says(whole(b"{}"))
+        assert client.heard.count(b"HTTP/1.1 ") == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("plane", [{"limits": {"header_bytes": 1000}}], indirect=True)
+def test_a_head_is_bounded_from_its_second_read_on(plane: Plane) -> None:
+    client = plane.client()
+    client.says(b"GET /v1/models HTTP/1.1\r\n")
+    for _ in range(10):
+        client.says(b"x: %b\r\n" % (b"y" * 95))
+    assert client.heard == b""
+    client.says(b"x: y\r\n")
+    assert client.heard.startswith(b"HTTP/1.1 431 ")
+    assert client.half_closed
+    client.says(b"x: y\r\n" * 1000)
+    assert plane.pipeline.unaccepted == {"headers_too_large": 1}
+
+
 # --- leaving -----------------------------------------------------------------------------------------------------------
 
 
