@@ -216,7 +216,7 @@ def test_stopping(tmp_path: Path, vllm: ScriptedVLLM, number: signal.Signals) ->
         control.get("/health")
         with socket.create_connection((control.host, control.port)):  # an idle connection doesn't keep it
             log = control.stop(number)
-    assert log[-1]["message"] == "control stops"
+    assert "control stops" in [line["message"] for line in log]  # the database may have something to say after it
 
 
 def started(settings: Path) -> subprocess.CompletedProcess[str]:
