@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, less of everything")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--pinned", action="store_true", help="the targets on a CPU of their own")
+    parser.add_argument("--shared", action="store_true", help="all on all CPUs, not each target on one of its own")
     parser.add_argument("--only", action="append", help="of direct, nginx and glasshouse measure only these")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND", help="another gateway")
     parser.add_argument("--key", help="the API key that the other gateways ask for")
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
 
     plan = QUICK if options.quick else Plan()
-    plan = msgspec.structs.replace(plan, rounds=options.rounds or plan.rounds, pinned=options.pinned)
+    plan = msgspec.structs.replace(plan, rounds=options.rounds or plan.rounds, pinned=not options.shared)
     others = [Command(name, command, options.key) for name, _, command in (text.partition("=") for text in options.also)]
     targets = chosen(options.only, others)
     try:

@@ -35,10 +35,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     interval: float = 0.01
     idle: int = 1_000
     held: int = 200
-    pinned: bool = False
+    pinned: bool = True
+    """The target on one CPU of its own (all of its processes), upstream and load generator on the others. Otherwise the scheduler
+    moves and interrupts the target for the sake of its own clients, which is not its cost."""
 
 
-QUICK: Final = Plan(rounds=3, requests=8_000, streams=128, warm_up=1_000, idle=200, held=50)
+QUICK: Final = Plan(rounds=5, requests=8_000, streams=128, warm_up=1_000, idle=200, held=50)
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,13 +99,14 @@ class Rig:
         self.load = load
         self.upstream_url = upstream_url
         cpus = sorted(os.sched_getaffinity(0))
-        self._target_cpus = set(cpus[-1:]) if plan.pinned else set(cpus)
-        if plan.pinned:
+        self._pinned = plan.pinned and len(cpus) > 1
+        self._target_cpus = set(cpus[-1:]) if self._pinned else set(cpus)
+        if self._pinned:
             pin([upstream.pid, load.pid], set(cpus[:-1]))
 
     def start(self, target: Target) -> None:
         target.start(self.upstream_url)
-        if self.plan.pinned:
+        if self._pinned:
             pin([pid for pids in target.pids().values() for pid in pids], self._target_cpus)
 
     def requests(self, target: Target, result: Result) -> None:

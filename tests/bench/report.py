@@ -44,7 +44,8 @@ def _median(samples: Sequence[Sample], value: Callable[[Sample], float]) -> floa
 
 def as_table(results: Sequence[Result], plan: Plan) -> str:
     lines = [
-        f"{plan.connections} connections, medians of {plan.rounds} interleaved rounds; CPU time of the target's processes",
+        f"{plan.connections} connections, medians of {plan.rounds} interleaved rounds; CPU time of the target's processes, "
+        + ("each target on a CPU of its own" if plan.pinned else "all on the same CPUs"),
         "",
         *_work("whole answers", results, "requests"),
         "",

@@ -501,7 +501,7 @@ def test_memory_does_not_grow_with_a_stream(worker: StartWorker, vllm: ScriptedV
     running = worker(vllm.url, config={"capture": {"content": capture}})
     read, before, after = read_all(running, chat({"tokens": 60_000, "coalesce": 2}), mark=1_000_000)
     assert read > 14_000_000
-    assert after - before < 5 * 1024 * 1024
+    assert after - before < 8 * 1024 * 1024
     assert running.record().output_tokens == 60_000
 
 
@@ -512,7 +512,7 @@ def test_memory_does_not_grow_in_an_hour(worker: StartWorker, vllm: ScriptedVLLM
     running = worker(vllm.url)
     read, before, after = read_all(running, chat({"tokens": 100_000, "interval": 0.036}), mark=1_000_000)
     assert read > 20_000_000
-    assert after - before < 4 * 1024 * 1024
+    assert after - before < 8 * 1024 * 1024
     assert running.record().output_tokens == 100_000
 
 
@@ -576,7 +576,7 @@ def test_a_reader_who_stopped_slows_its_engine_down_and_is_let_go(worker: StartW
 def test_a_slow_reader_gets_everything_in_its_own_time(worker: StartWorker, vllm: ScriptedVLLM) -> None:
     # failure 20
     running = worker(vllm.url)
-    body = chat({"tokens": 20_000})
+    body = chat({"tokens": 60_000})
     with running.begin(body, receive_buffer=4096) as client:
         client.read(events=2)
         # The engine is held up: what it can send fits into the buffers on the way.
@@ -584,4 +584,4 @@ def test_a_slow_reader_gets_everything_in_its_own_time(worker: StartWorker, vllm
         reply = client.read()
     assert reply.ending == "complete"
     assert reply.anonymous == ask(vllm.url, CHAT, body).anonymous
-    assert running.record().output_tokens == 20_000
+    assert running.record().output_tokens == 60_000
