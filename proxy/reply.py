@@ -40,7 +40,8 @@ class Reply:
     broken = False
     """The answer can't be completed: the connection closes without a proper end."""
     paused = False
-    paused_since_ns = 0
+    _stalled_since_ns = 0
+    _unsent = 0
 
     def __init__(self, transport: asyncio.Transport, request_id: bytes, close: bool, http_1_0: bool, capture: int) -> None:
         self._transport = transport
@@ -153,9 +154,17 @@ class Reply:
 
     def pause(self, now_ns: int) -> None:
         self.paused = True
-        self.paused_since_ns = now_ns
+        self._stalled_since_ns = now_ns
         if self.upstream is not None:
             self.upstream.pause_reading()
+
+    def stalled_ns(self, now_ns: int) -> int:
+        """How long the client, which is behind, has taken nothing at all; it has to be asked now and then."""
+        unsent = self.unsent_bytes()
+        if unsent < self._unsent:
+            self._stalled_since_ns = now_ns
+        self._unsent = unsent
+        return now_ns - self._stalled_since_ns
 
     def resume(self) -> None:
         self.paused = False

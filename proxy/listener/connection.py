@@ -41,6 +41,10 @@ class ClientConnection(asyncio.Protocol):
         self._http_1_0: bool | None = None
         """Of the first request: who starts with HTTP/1.0 stays with it."""
         self._refused = False
+        self._unsent = 0
+        """What the client hadn't taken at the last sweep."""
+        self._paused = False
+        """The client hasn't taken enough of what it got; the transport says so once, whichever answer that was."""
         self._waiting: deque[tuple[Exchange, bool]] = deque()
         self._ahead_bytes = 0
         # for the request being read
@@ -97,10 +101,12 @@ class ClientConnection(asyncio.Protocol):
             self._exchange.flow.interrupt(ClientGone("The client closed the connection before its answer was complete."))
 
     def pause_writing(self) -> None:
+        self._paused = True
         if self._reply is not None:
             self._reply.pause(monotonic_ns())
 
     def resume_writing(self) -> None:
+        self._paused = False
         if self._reply is not None:
             self._reply.resume()
 
@@ -175,6 +181,8 @@ class ClientConnection(asyncio.Protocol):
         server = self._server
         http_1_0 = bool(self._http_1_0)
         reply = self._reply = Reply(self._transport, exchange.hex_id, close or server.draining, http_1_0, server.capture)
+        if self._paused:
+            reply.pause(monotonic_ns())
         method = exchange.method
         if method != b"POST":
             reply.bodiless = method == b"HEAD"
@@ -191,16 +199,18 @@ class ClientConnection(asyncio.Protocol):
         reply = self._reply
         self._exchange = self._reply = None
         self.active_ns = 0
-        self._ahead_bytes = 0
         if self._server.draining or reply is None or not reply.keep_alive:
             self._refused = True
             self._waiting.clear()
             self._transport.close()
         elif self._waiting:
             asyncio.get_running_loop().call_soon(self._start_next)
+        else:
+            self._ahead_bytes = 0
 
     def _start_next(self) -> None:
         if self._waiting and self._exchange is None and not self._transport.is_closing():
+            self._ahead_bytes -= self._ahead_bytes // len(self._waiting)  # it is taken to be as long as the others
             self._start(*self._waiting.popleft())
 
     def _refuse(self, error: ProxyError) -> None:
@@ -236,8 +246,12 @@ class ClientConnection(asyncio.Protocol):
             self.active_ns = now_ns
         timeouts = self._server.settings.timeouts
         quiet_s = (now_ns - self.active_ns) / 1e9
-        if self._transport.is_closing() or self._transport.get_write_buffer_size():
-            if quiet_s > timeouts.client_write:
+        unsent, before = self._transport.get_write_buffer_size(), self._unsent
+        self._unsent = unsent
+        if self._transport.is_closing() or unsent:
+            if unsent < before:
+                self.active_ns = now_ns  # it takes its answer, if slowly
+            elif quiet_s > timeouts.client_write:
                 self._transport.abort()
         elif self._reading:
             if (now_ns - self._origin_ns) / 1e9 > timeouts.client_request:

@@ -255,7 +255,7 @@ class Call:
         reply = self._reply
         if reply.paused:
             self.last_ns = now_ns
-            if (now_ns - reply.paused_since_ns) / 1e9 <= timeouts.client_write:
+            if reply.stalled_ns(now_ns) / 1e9 <= timeouts.client_write:
                 return None
             reply.abort()
             return ClientGone(

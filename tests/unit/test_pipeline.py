@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any
 
 import pytest
@@ -264,16 +265,91 @@ def test_a_client_that_stopped_reading_is_let_go(plane: Plane) -> None:  # failu
     assert (record.outcome, record.error_code, record.output_tokens) == (Outcome.CLIENT_GONE, "client_stopped_reading", 1)
 
 
-def test_a_client_that_was_slow_before_its_engine_spoke(plane: Plane) -> None:
-    """The answer before filled its buffer: the engine of the next one is held up from the start."""
-    client, first = plane.client(), plane.engine()
+@pytest.mark.parametrize("plane", [{"timeouts": {"between_chunks": 10, "client_write": 100}}], indirect=True)
+def test_a_client_that_takes_a_little_now_and_then_may_take_its_time(plane: Plane) -> None:  # failure 20
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    engine.says(HEAD + chunk(text()))
+    client.connection.pause_writing()
+    for minute in range(20):
+        client.unsent = 100_000 - 1000 * minute
+        plane.sweep(later_s=60 * minute)
+    assert plane.records() == []
+    plane.sweep(later_s=60 * 19 + 101)
+    assert [record.error_code for record in plane.records()] == ["client_stopped_reading"]
+
+
+@pytest.mark.parametrize("plane", [{"timeouts": {"client_write": 100}}], indirect=True)
+def test_so_may_one_that_takes_the_end_of_its_answer(plane: Plane) -> None:  # failure 20
+    client, engine = plane.client(), plane.engine()
     client.says(ask())
-    first.says(whole(b"{}"))
+    engine.says(whole(b"{}"))
+    begun = monotonic_ns()
+    for minute in range(20):
+        client.unsent = 100_000 - 1000 * minute
+        client.connection.sweep(begun + 60 * minute * 1_000_000_000)
+    assert client.closed == ""
+    client.connection.sweep(begun + (60 * 19 + 101) * 1_000_000_000)
+    assert client.closed == "aborted"
+
+
+def test_a_client_that_has_not_taken_the_answer_before_holds_up_the_next(plane: Plane) -> None:  # failure 20
+    """The transport says only once that it is full."""
+    client, engine = plane.client(), plane.engine()
+    client.says(ask())
+    client.on_write = lambda data: client.connection.pause_writing()
+    engine.says(whole(b"{}"))
+    client.on_write = lambda data: None
+    client.says(ask(stream=True))
+    assert not engine.reading
+    client.connection.resume_writing()
+    assert engine.reading
+    engine.says(HEAD + chunk(text("", "stop", 2) + DONE) + b"0\r\n\r\n")
+    client.says(ask(stream=True))
+    assert engine.reading
+
+
+def test_a_client_that_never_took_the_answer_before_is_let_go(plane: Plane) -> None:  # failure 20
+    client, engine = plane.client(), plane.engine()
     client.says(ask())
     client.connection.pause_writing()
-    assert not first.reading
-    client.connection.resume_writing()
-    assert first.reading
+    engine.says(whole(b"{}"))
+    client.says(ask(stream=True))
+    plane.sweep(later_s=61)
+    assert (client.closed, engine.closed) == ("aborted", "aborted")
+    assert [record.error_code for record in plane.records()] == ["", "client_stopped_reading"]
+
+
+@pytest.mark.parametrize("plane", [{"limits": {"pipelined_bytes": 10_000}}], indirect=True)
+def test_what_waits_for_its_turn_is_bounded_however_long_it_goes_on(plane: Plane) -> None:
+    """Each answer lets one request run, and its client sends three more."""
+
+    async def run() -> None:
+        client, engine = plane.client(), plane.engine()
+        sent = 0
+        while not client.closed:
+            client.says(ask(user="x" * 500) * 3)
+            sent += 3
+            assert sent < 100
+            engine.says(whole(b"{}"))
+            await asyncio.sleep(0)
+        client.connection.connection_lost(None)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("plane", [{"limits": {"pipelined_bytes": 10_000}}], indirect=True)
+def test_who_never_sends_far_ahead_may_go_on_for_ever(plane: Plane) -> None:
+    async def run() -> None:
+        client, engine = plane.client(), plane.engine()
+        client.says(ask(user="x" * 500))
+        for _ in range(100):
+            client.says(ask(user="x" * 500))
+            engine.says(whole(b"{}"))
+            await asyncio.sleep(0)
+        assert not client.closed
+
+    asyncio.run(run())
 
 
 def test_what_a_client_had_not_taken_is_on_record(plane: Plane) -> None:
