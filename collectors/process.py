@@ -4,7 +4,7 @@ A thread follows the journal for each sink, a thread sends traces, a few serve `
 once a second: heartbeats, segments that everybody has, captured content that has grown old.
 
 Stopping, on SIGTERM (the workers have stopped before): every sink reads the journal to its end, saves its state, and the process
-ends with 0. What a sink can't store within `DRAIN_SECONDS` waits in the journal. A second signal cuts that short.
+ends with 0. What a sink can't store within `DRAIN_SECONDS` waits in the journal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 CHORES_SECONDS = 1.0
 DRAIN_SECONDS = 45.0
-CUT_SHORT_SECONDS = 1.0
+LAST_SECONDS = 1.0
 
 
 class Collector:
@@ -60,7 +60,6 @@ class Collector:
         self._beats: list[Heartbeat] = []
         self._looking = threading.Lock()
         self._stop = threading.Event()
-        self._signals = 0
         registry = CollectorRegistry()
         registry.register(Exposed(self._metrics, self.look))
         ProcessCollector(registry=registry)
@@ -98,7 +97,7 @@ class Collector:
             self._spans.load()
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
+        """Also a second time: a service manager signals the whole group, the supervisor each of us. Who is impatient kills."""
         self._stop.set()
 
     def _drain(self) -> None:
@@ -108,11 +107,7 @@ class Collector:
         for follower in self._followers:
             follower.stop(deadline)
         waiting = list(self._followers)
-        while waiting and time.monotonic() < deadline + CUT_SHORT_SECONDS:
-            if self._signals > 1 and time.monotonic() < deadline:
-                deadline = time.monotonic()
-                for follower in waiting:
-                    follower.stop(deadline)
+        while waiting and time.monotonic() < deadline + LAST_SECONDS:
             waiting = [follower for follower in waiting if not follower.join(0.05)]
         for follower in waiting:
             log.error("sink did not end in time", extra={"sink": follower.sink.name})

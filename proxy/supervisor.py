@@ -43,6 +43,8 @@ AFTER_DRAIN = 5.0
 COLLECTOR_TIMEOUT, CONTROL_TIMEOUT = 60.0, 10.0
 COME_UP_TIMEOUT = 10.0
 HOPELESS_AFTER = 3
+SAME_SIGNAL = 0.5
+"""Seconds in which a second signal is the first one's echo: some tools signal a process and its group."""
 LOG_BYTES = 10 * 1024 * 1024
 
 T = TypeVar("T")
@@ -142,6 +144,7 @@ class Supervisor:
     ) -> None:
         self.settings = settings
         self.asked_to_stop = asyncio.Event()
+        self._asked_at = 0.0
         self._table = children
         self._prepare = prepare
         self._tell = tell
@@ -255,8 +258,8 @@ class Supervisor:
     # -- signals --
 
     def handle_signals(self, *, terminal: bool = False) -> None:
-        """SIGTERM, SIGINT: stop; a second one: at once. SIGHUP on a terminal says that it was closed: the same; elsewhere it is
-        where reloading will go."""
+        """SIGTERM, SIGINT: stop; a second one after a moment: at once. SIGHUP on a terminal says that it was closed: the same;
+        elsewhere it is where reloading will go."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if terminal else [])):
             loop.add_signal_handler(number, self._on_stop_signal, number)
@@ -265,9 +268,12 @@ class Supervisor:
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         log.info("signal", extra={"signal": number.name, "again": self.asked_to_stop.is_set()})
-        if self.asked_to_stop.is_set():
+        now = time.monotonic()
+        if not self.asked_to_stop.is_set():
+            self._asked_at = now
+            self.asked_to_stop.set()
+        elif now - self._asked_at > SAME_SIGNAL:
             self.kill()
-        self.asked_to_stop.set()
 
     async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Do `work`, but drop it when asked to stop; → None then."""

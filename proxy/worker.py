@@ -49,7 +49,6 @@ class Worker:
         self._pipeline = Pipeline(settings, self._feed, self._journal, self._content)
         self._server = Server(settings, self._pipeline.handle, Probes(self._state), self._pipeline.count_unaccepted)
         self._stopping = asyncio.Event()
-        self._at_once = False
         self._loop_delay_ns = 0
         self._sweeps = 0
 
@@ -57,7 +56,7 @@ class Worker:
         """Serve until a signal; then drain."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self._stopping.set)
         self._beat()
         await self._server.start(listening)
         log.info("serving", extra={"address": "{}:{}".format(*listening.getsockname()[:2]), "journal": self._journal.incarnation})
@@ -76,17 +75,13 @@ class Worker:
             return "journal full"
         return READY
 
-    def _stop(self) -> None:
-        self._at_once = self._stopping.is_set()
-        self._stopping.set()
-
     async def _drain(self) -> None:
         """Not ready, no new connections; answers under way may finish, up to the grace time; then they fail visibly."""
         self._server.drain()
         in_flight = self._pipeline.admission.in_flight
         log.info("draining", extra={"in_flight": len(in_flight)})
         deadline = time.monotonic() + self._settings.timeouts.drain
-        while (in_flight or self._server.unsent) and time.monotonic() < deadline and not self._at_once:  # noqa: ASYNC110 - no hot path
+        while (in_flight or self._server.unsent) and time.monotonic() < deadline:  # noqa: ASYNC110 - no hot path
             await asyncio.sleep(0.02)
         if in_flight:
             log.warning("grace time is over", extra={"in_flight": len(in_flight)})

@@ -267,7 +267,7 @@ def test_a_stop_right_after_the_start_leaves_nothing_unread(collecting: Callable
     assert collector.said("ended")
 
 
-def test_a_second_signal_cuts_the_wait_short_and_nothing_is_lost(collecting: Callable[..., Collecting]) -> None:
+def test_a_second_signal_cuts_nothing_short(collecting: Callable[..., Collecting]) -> None:
     collector = collecting().start()
     wait(lambda: (collector.state / "glasshouse.db").exists() and collector.metrics().total("sink_up", sink="ledger") == 1)
     with lock(collector):
@@ -275,9 +275,7 @@ def test_a_second_signal_cuts_the_wait_short_and_nothing_is_lost(collecting: Cal
         collector.running.send_signal(signal.SIGTERM)
         wait(lambda: collector.said("draining"))
         collector.running.send_signal(signal.SIGTERM)
-        assert collector.running.wait(PATIENCE) == 0
-    assert collector.rows() == []
-    collector.start().stop()
+    assert collector.running.wait(PATIENCE) == 0
     assert len(collector.rows()) == 1
 
 

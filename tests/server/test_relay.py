@@ -243,7 +243,7 @@ def test_a_redirect_is_not_followed(shared: Worker, shared_vllm: ScriptedVLLM) -
 
 @pytest.mark.parametrize("size", [1, 10_000, 1_048_575, 1_048_577, 1_300_000, 5_000_000])
 def test_bodies_of_any_size_pass_whole_and_are_counted(shared: Worker, shared_vllm: ScriptedVLLM, size: int) -> None:
-    # failure 10 MB embeddings: what is too large to be held goes out as it comes, and its usage stands at its end
+    # What is too large to be held goes out as it comes, and its usage stands at its end.
     script = {"body_bytes": size} if size > 1 else {"tokens": 1}
     reply = shared.ask(chat(script, stream=False))
     assert (reply.status, reply.ending) == (200, "complete")
@@ -604,6 +604,20 @@ def test_a_request_every_five_seconds_never_fails(worker: StartWorker, vllm: Scr
 
 
 def test_a_backend_that_left_the_catalogue_is_let_go(worker: StartWorker, vllm: ScriptedVLLM) -> None:
+    with ScriptedVLLM() as other:
+        running = worker(vllm.url, other.url)
+        for _ in range(2):
+            running.ask(chat())
+        assert (vllm.open_connections, other.open_connections) == (1, 1)
+        running.backends.pop()
+        running.publish()
+        other.wait(lambda: not other.open_connections, timeout=3)  # it would have been kept for four seconds
+        for _ in range(2):
+            running.ask(chat())
+        assert (vllm.connections, other.connections) == (1, 1)
+
+
+def test_a_backend_that_moved_is_sought_where_it_is_now(worker: StartWorker, vllm: ScriptedVLLM) -> None:
     with ScriptedVLLM() as other:
         running = worker(vllm.url)
         running.ask(chat())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import ClientGone, InvalidRequest, Outcome, UpstreamDisconnected
@@ -122,6 +122,7 @@ def test_every_field_of_the_full_record_has_a_value_of_its_own() -> None:
     assert [name for name, value in given_.items() if value == default[name]] == []
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reader(payload: bytes) -> None:
     for read in (peek_record, decode_record):
@@ -153,6 +154,7 @@ def test_phases_and_sources_keep_their_numbers() -> None:
 # --- ids ---------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**48 - 1))
 def test_an_id_is_a_uuid_of_version_7(unix_ms: int) -> None:  # RFC 9562 §5.7
     identity = uuid.UUID(bytes=new_id(unix_ms))
@@ -186,6 +188,7 @@ def test_bounds_rise_and_contain_vllms_own() -> None:
     assert {round(bound * 1e9) for bound in vllm} <= set(INTER_TOKEN_BOUNDS_NS)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**11), max_size=50))
 def test_gaps_add_up(gaps: list[int]) -> None:
     record = blank()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.accounting import price
@@ -43,6 +43,7 @@ def test_what_it_costs(tokens: tuple[int, int, int], prices: tuple[int, int, int
 _prices = st.integers(0, 10**12)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9), st.tuples(_prices, _prices, _prices))
 def test_it_is_exact_and_rounded_once(fresh: int, cached: int, output: int, prices: tuple[int, int, int]) -> None:
     exact = Fraction(fresh * prices[0] + cached * prices[1] + output * prices[2], 1000)
@@ -53,6 +54,7 @@ def test_it_is_exact_and_rounded_once(fresh: int, cached: int, output: int, pric
         assert nano == exact
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), max_size=20), st.tuples(_prices, _prices))
 def test_a_sum_of_rows_is_off_by_half_a_nano_each_at_most(rows: list[tuple[int, int]], prices: tuple[int, int]) -> None:
     made = (prices[0], prices[0], prices[1])

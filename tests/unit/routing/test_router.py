@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.routing import Router
@@ -33,6 +33,7 @@ def test_idle_ones_take_turns(count: int) -> None:
     assert set(firsts.values()) == {10}
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=6), st.integers(0, 20))
 def test_the_one_with_the_fewest_in_flight_comes_first(load: list[int], turns: int) -> None:
     router = Router()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.snapshot import (
@@ -71,6 +71,7 @@ def test_fields_of_a_later_release_are_passed_over() -> None:
     assert decode_snapshot(msgspec.msgpack.encode(later)) == file()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_anything_else_is_refused(data: bytes) -> None:
     try:

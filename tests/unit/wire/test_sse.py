@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.wire.sse import Framer, OversizedEvent, data_of
@@ -65,6 +65,7 @@ _parts = st.sampled_from(
 _texts = st.lists(_parts, max_size=40).map(b"".join)
 
 
+@settings(deadline=None)
 @given(_texts, st.lists(st.integers(0, 1000), max_size=12))
 def test_any_cut_gives_the_same_events_and_the_same_bytes(text: bytes, places: list[int]) -> None:
     whole = frame(text)
@@ -87,6 +88,7 @@ def dispatched(text: bytes) -> list[bytes]:
     return events
 
 
+@settings(deadline=None)
 @given(_texts)
 def test_the_data_is_what_the_specification_dispatches(text: bytes) -> None:
     text += b"\n\n"  # what isn't ended by a blank line isn't dispatched
