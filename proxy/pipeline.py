@@ -45,7 +45,7 @@ class Pipeline:
         self.capturing = True
         """False while there is too much captured content about; without a content journal nothing is captured anyway."""
         self._refuse_unrecorded = settings.journal.on_full == "refuse"
-        self._authenticator = Authenticator(feed)
+        self.authenticator = Authenticator(feed)
         self.admission = Admission()
         self.router = Router()
         self.relay = Relay(self.router, settings, self._open)
@@ -56,7 +56,7 @@ class Pipeline:
         try:
             operation = find_operation(exchange.method, exchange.target)
             exchange.record.operation = operation.name
-            self._authenticator.authenticate(exchange)  # accepted from here on
+            self.authenticator.authenticate(exchange)  # accepted from here on
             if len(exchange.headers) > 1:
                 self._correlate(exchange)
             if self._refuse_unrecorded:

@@ -47,7 +47,10 @@ class Worker:
         self._content = Journal(settings.content_path, CONTENT_SEGMENT_BYTES) if settings.capture.content else None
         self._heartbeat = HeartbeatFile(settings.journal_path, self._journal.incarnation)
         self._pipeline = Pipeline(settings, self._feed, self._journal, self._content)
-        self._server = Server(settings, self._pipeline.handle, Probes(self._state), self._pipeline.count_unaccepted)
+        pipeline = self._pipeline
+        self._server = Server(
+            settings, pipeline.handle, Probes(self._state), pipeline.count_unaccepted, pipeline.authenticator.identify
+        )
         self._stopping = asyncio.Event()
         self._loop_delay_ns = 0
         self._sweeps = 0

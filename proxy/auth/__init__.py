@@ -28,14 +28,15 @@ class Authenticator:
         remembered = exchange.remembered
         principal = remembered.principal
         if principal is None or remembered.authorization != authorization or remembered.snapshot is not self._feed.current:
-            principal = self._look_up(authorization, remembered)
+            principal = self.identify(authorization, remembered)
         exchange.principal = principal
         record = exchange.record
         record.key_id = principal.key_id
         record.key_name = principal.key_name
         record.authenticated_ns = monotonic_ns() - exchange.origin_ns
 
-    def _look_up(self, authorization: bytes | None, remembered: Remembered) -> Principal:
+    def identify(self, authorization: bytes | None, remembered: Remembered) -> Principal:
+        """Whose key it is, remembered for the connection. Raises like `authenticate`."""
         snapshot = self._feed.current
         if snapshot is None:
             raise NotReady("The proxy has no keys and models yet; try again in a moment.")

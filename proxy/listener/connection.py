@@ -155,6 +155,8 @@ class ClientConnection(asyncio.Protocol):
             self._waiting.append((exchange, close))
 
     def _take_more_body(self, data: bytes) -> None:
+        if not self._more_body:
+            self._server.identify(self._headers.get(b"authorization"), self.remembered)
         self._more_bytes += len(data)
         limit = self._server.body_limit
         if len(self._body) + self._more_bytes > limit:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from proxy.errors import ProxyError
-from proxy.exchange import Exchange
+from proxy.exchange import Exchange, Remembered
 from proxy.listener.connection import ClientConnection
 from proxy.listener.probes import Probes
 from proxy.reply import Reply
@@ -23,7 +23,12 @@ class Server:
     """Accepts on an inherited socket until `drain`."""
 
     def __init__(
-        self, settings: Settings, handle: Handler, probes: Probes, count_unaccepted: Callable[[ProxyError], None]
+        self,
+        settings: Settings,
+        handle: Handler,
+        probes: Probes,
+        count_unaccepted: Callable[[ProxyError], None],
+        identify: Callable[[bytes | None, Remembered], object],
     ) -> None:
         self.settings = settings
         self.body_limit = settings.limits.body_bytes
@@ -31,6 +36,8 @@ class Server:
         self.handle = handle
         self.probes = probes
         self.count_unaccepted = count_unaccepted
+        self.identify = identify
+        """Raises if the `Authorization` is nobody's: a body of several reads is held for callers alone."""
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self._server: asyncio.Server | None = None

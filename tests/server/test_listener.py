@@ -245,6 +245,21 @@ def test_a_body_over_the_limit_is_a_413(worker: StartWorker, vllm: ScriptedVLLM,
     running.until(lambda: running.heartbeat().unaccepted == {"request_too_large": 1} or None, "the count")
 
 
+def test_a_large_body_without_a_key_is_not_held(worker: StartWorker, vllm: ScriptedVLLM) -> None:
+    # failure 26: who has no key is told so after the first reads, not after 32 MB
+    running = worker(vllm.url)
+    part = b"x" * 1_000_000
+    before = running.peak_rss_bytes
+    with WireClient(running.url) as client:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer nobody\r\nContent-Length: {32 * len(part)}\r\n\r\n"
+        client.send(head.encode())
+        for _ in range(32):
+            client.send(part)
+        assert_error(client.read(), 401, "invalid_api_key")
+    assert running.peak_rss_bytes - before < 4 * 1024 * 1024
+    assert not vllm.requests
+
+
 def test_a_body_at_the_limit_is_none_too_many(worker: StartWorker, vllm: ScriptedVLLM) -> None:
     body = json.dumps(chat(user="x" * 100_000)).encode()
     running = worker(vllm.url, config={"limits": {"body_bytes": len(body)}})

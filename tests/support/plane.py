@@ -123,7 +123,13 @@ class Plane:
         assert self.feed.poll()
         self.journal = Journal(self.settings.journal_path, self.settings.journal.segment_bytes)
         self.pipeline = Pipeline(self.settings, self.feed, self.journal)
-        self.server = Server(self.settings, self.pipeline.handle, Probes(lambda: READY), self.pipeline.count_unaccepted)
+        self.server = Server(
+            self.settings,
+            self.pipeline.handle,
+            Probes(lambda: READY),
+            self.pipeline.count_unaccepted,
+            self.pipeline.authenticator.identify,
+        )
 
     def client(self) -> Client:
         return Client(self.server)
