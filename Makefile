@@ -11,7 +11,7 @@ ARGS ?=
 
 help:
 	@echo 'make up          start the proxy; with no backend configured also two engines with a small model, and Phoenix'
-	@echo 'make test        the tests that run in minutes       make test-long   the full-length ones'
+	@echo 'make test        the tests that run in minutes       make test-long   the full-length ones (over an hour)'
 	@echo 'make lint        ruff, mypy, import-linter           make check       lint + test'
 	@echo 'make bench       side-by-side measurements           make lock        renew the lock files (ARGS=--upgrade)'
 	@echo 'make clean       remove what was built; data in .glasshouse stays'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
+from playwright.sync_api import Request, sync_playwright
 
 from proxy.embedded import CompanionError
 from proxy.embedded.environments import PHOENIX
-from proxy.embedded.phoenix import phoenix
+from proxy.embedded.phoenix import phoenix, trace_url
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, Record
 from proxy.journal import Content, Journal, encode_content
@@ -218,3 +220,31 @@ def test_a_trace_shows_what_happened(real: Phoenix, collecting: Callable[..., Co
     assert first["name"] == "attempt gpu-0"
     assert root["events"][-1]["name"] == "exception"
     assert root["status_message"] == "The engine's answer makes no sense."
+
+
+def test_a_person_sees_where_the_time_went(real: Phoenix, collecting: Callable[..., Collecting]) -> None:
+    """In a browser, at the address that the request's id leads to: its parts, its tokens, and nothing asked of the outside."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium isn't installed")
+    collector = collecting("seen", phoenix={"url": real.url, "project": "seen"}, models=PRICES).start()
+    record = make_record(3000)
+    dead_segment(collector.journal_path, closing(record))
+    until(lambda: real.totals("seen")["recordCount"] == 4)
+    collector.stop()
+    outside: list[str] = []
+
+    def note(request: Request) -> None:
+        if urlsplit(request.url).hostname not in (None, "127.0.0.1"):
+            outside.append(request.url)
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"])
+        page = browser.new_page(viewport={"width": 1400, "height": 860})
+        page.on("request", note)
+        page.goto(trace_url(real.url, record.trace_id.hex()))
+        for part in ("POST /v1/chat/completions", f"chat {record.model}", "prefill", "decode"):
+            page.get_by_text(part, exact=True).first.wait_for()
+        page.get_by_text(str(record.input_tokens + record.output_tokens), exact=True).first.wait_for()
+        browser.close()
+    assert outside == []
