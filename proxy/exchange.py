@@ -16,7 +16,7 @@ from binascii import hexlify
 from bisect import bisect_left
 from enum import IntEnum
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -24,7 +24,6 @@ from proxy.errors import Outcome, ProxyError
 
 if TYPE_CHECKING:
     from proxy.flow import Flow
-    from proxy.relay.call import Call
     from proxy.snapshot import Model, Principal, Snapshot
 
 RECORD_VERSION = 1
@@ -223,6 +222,27 @@ class Remembered:
         self.snapshot: Snapshot | None = None
 
 
+class Call(Protocol):
+    """What a request's own steps may ask of its answer while an engine is at it; `relay/call.py` is what it is."""
+
+    heard: bool
+    """A byte of it has come: from here on there is no other try."""
+    complete: bool
+
+    @property
+    def streaming(self) -> bool: ...
+
+    @property
+    def answered(self) -> bool:
+        """A stream, every choice of which has ended: nothing that a client waits for is still to come."""
+
+    def settle(self) -> None:
+        """Write the token counts known so far on the record."""
+
+    def overdue(self, now_ns: int) -> ProxyError | None:
+        """The timeout that has passed, if one has."""
+
+
 class Exchange:
     """One request while it runs. `record` is what will be kept of it.
 
@@ -235,6 +255,7 @@ class Exchange:
     principal: Principal | None = None
     model: Model | None = None
     call: Call | None = None
+    """The try that is under way."""
     error: ProxyError | None = None
     progress_chunks = 0
     """Chunks at the last progress record."""

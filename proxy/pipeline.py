@@ -122,11 +122,11 @@ class Pipeline:
 
     def _fail(self, exchange: Exchange, reply: Reply, error: ProxyError) -> None:
         call = exchange.call
-        if isinstance(error, ClientGone) and call is not None and call.observer is not None and call.observer.answered:
+        if isinstance(error, ClientGone) and call is not None and call.answered:
             reply.broken = True  # every choice had ended: the client has what it wanted
             return
         exchange.fail(error)
-        streaming = call is not None and call.observer is not None
+        streaming = call is not None and call.streaming
         reply.fail(error, BROKEN_STREAM % error.body() if streaming else b"")
 
     def _seal(self, exchange: Exchange, reply: Reply) -> None:
@@ -168,9 +168,8 @@ class Pipeline:
 
     def _settle(self, exchange: Exchange) -> None:
         """Tokens as far as they are known, and what they cost."""
-        call = exchange.call
-        if call is not None and call.observer is not None:
-            call.observer.settle()
+        if exchange.call is not None:
+            exchange.call.settle()
         record, snapshot = exchange.record, self._feed.current
         if record.usage_source and exchange.model is not None and snapshot is not None:
             price(record, exchange.model, snapshot.currency)

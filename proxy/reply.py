@@ -7,16 +7,23 @@ other way. Whatever breaks before leaves a client with an answer that is visibly
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.errors import ClientGone, ProxyError
 
 if TYPE_CHECKING:
     import asyncio
 
-    from proxy.relay.connection import UpstreamConnection
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Source(Protocol):
+    """Where an answer's bytes come from, and can be asked to wait."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
 
 
 class Reply:
@@ -25,7 +32,7 @@ class Reply:
     _head = b""
     _chunked = False
     _streaming = False
-    upstream: UpstreamConnection | None = None
+    upstream: Source | None = None
     captured = b""
     """The body so far, where capture is on; no more than tells that it was longer than wanted."""
     status = 0

@@ -104,6 +104,20 @@ class Call:
         if connection is not None and connection.call is self:
             connection.abort()
 
+    # -- from the pipeline --
+
+    @property
+    def streaming(self) -> bool:
+        return self.observer is not None
+
+    @property
+    def answered(self) -> bool:
+        return self.observer is not None and self.observer.answered
+
+    def settle(self) -> None:
+        if self.observer is not None:
+            self.observer.settle()
+
     # -- from the connection --
 
     def head(self, status: int, head: bytes, now_ns: int) -> None:
