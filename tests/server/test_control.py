@@ -238,18 +238,21 @@ def test_without_a_socket_it_binds_one(tmp_path: Path, vllm: ScriptedVLLM) -> No
 
     process = subprocess.Popen([sys.executable, "-m", "proxy.control", "--settings", str(file)], stderr=subprocess.DEVNULL)
     try:
-        until(lambda: _connects(listen), "it to listen")
+        until(lambda: _answers(listen), "an answer")
     finally:
         process.terminate()
         assert process.wait(PATIENCE) == 0
 
 
-def _connects(listen: str) -> bool:
+def _answers(listen: str) -> bool:
+    connection = http.client.HTTPConnection(*address(listen), timeout=PATIENCE)
     try:
-        socket.create_connection(address(listen)).close()
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
     except ConnectionRefusedError:
         return False
-    return True
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"listn": 1}'])

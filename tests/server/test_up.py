@@ -118,8 +118,7 @@ class TestRunning:
             vllm.wait(lambda: vllm.in_flight == 1)
             running.signal(signal.SIGINT)
             running.until_said("stopping: ")
-            running.signal(signal.SIGINT)
-            assert running.wait_exit() == 1
+            assert running.insist(signal.SIGINT) == 1
         running.wait_nobody()
 
 

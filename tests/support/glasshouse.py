@@ -213,6 +213,16 @@ class Glasshouse:
         if self._process is not None:
             self._process.send_signal(number)
 
+    def insist(self, number: int) -> int:
+        """Signal the command again and again until it has ended; → its status."""
+        if self._process is None:
+            raise AssertionError("it was never started, or was stopped")
+        while self._process.poll() is None:
+            self._process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
+        return self.wait_exit()
+
     # -- what it has seen --
 
     def rows(self, minimum: int = 0, timeout: float | None = None) -> list[dict[str, Any]]:
