@@ -10,11 +10,12 @@ import logging
 import re
 from binascii import unhexlify
 from time import monotonic_ns
+from typing import Any
 
 from proxy.accounting import price
 from proxy.admission import Admission
 from proxy.auth import Authenticator
-from proxy.errors import ClientGone, InternalError, NotReady, ProxyError
+from proxy.errors import ClientGone, InternalError, NotReady, ProxyError, UnsupportedMedia
 from proxy.exchange import Exchange, Phase, encode_record
 from proxy.journal import Journal, JournalFull, encode_content
 from proxy.relay import Relay
@@ -23,15 +24,15 @@ from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.snapshot import Model, Snapshot, SnapshotFeed
 from proxy.wire import models
+from proxy.wire.bounds import check_bounds
 from proxy.wire.operation import EngineOperation, Operation
 from proxy.wire.operations import find_operation
 
 log = logging.getLogger(__name__)
 
 _TRACEPARENT = re.compile(rb"^(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
+_CORRELATING = (b"x-request-id", b"traceparent")
 _TRACESTATE = re.compile(rb"^[\x20-\x7e]{1,512}$")
-BROKEN_STREAM = b"data: %b\n\n"
-"""How OpenAI's API says that a stream has failed: an event with an `error` object, and no `[DONE]`."""
 
 
 class Pipeline:
@@ -54,17 +55,21 @@ class Pipeline:
 
     async def handle(self, exchange: Exchange, reply: Reply) -> None:
         try:
-            operation = find_operation(exchange.method, exchange.target)
+            operation = exchange.operation = find_operation(exchange.method, exchange.target)
             exchange.record.operation = operation.name
             self.authenticator.authenticate(exchange)  # accepted from here on
-            if len(exchange.headers) > 1:
+            if not exchange.headers.keys().isdisjoint(_CORRELATING):
                 self._correlate(exchange)
             if self._refuse_unrecorded:
                 self._refuse_if_full()
             with self.admission.admit(exchange):  # held to the last byte
                 if isinstance(operation, EngineOperation):
-                    request = operation.read(exchange.body, exchange.record)
+                    content_type = exchange.content_type
+                    if content_type != operation.media:
+                        _check_media(operation, content_type)
+                    request = operation.read(exchange.body, exchange.record, content_type)
                     snapshot, model = self._route(request.model)
+                    check_bounds(request, model.bounds)
                     exchange.model = model
                     await self.relay.relay(operation, exchange, request, model, snapshot, reply)
                 else:
@@ -110,12 +115,12 @@ class Pipeline:
         else:
             reply.whole(200, snapshot.models_json)
 
-    def _route(self, name: str) -> tuple[Snapshot, Model]:
-        """The model that is asked for. Its backend is bound by the relay, when the request is about to be sent."""
+    def _route(self, name: str | None) -> tuple[Snapshot, Model]:
+        """The model that is asked for, or the only one. Its backend is bound by the relay, when the request is to be sent."""
         snapshot = self._feed.current or self._snapshot()
-        model = snapshot.models.get(name)
+        model = snapshot.models.get(name) if name else _only_model(snapshot)
         if model is None:
-            raise models.unknown_model(name)
+            raise models.unknown_model(name) if name else models.unnamed_model()
         return snapshot, model
 
     # -- ends --
@@ -126,8 +131,9 @@ class Pipeline:
             reply.broken = True  # every choice had ended: the client has what it wanted
             return
         exchange.fail(error)
-        streaming = call is not None and call.streaming
-        reply.fail(error, BROKEN_STREAM % error.body() if streaming else b"")
+        operation = exchange.operation
+        body = error.body() if operation is None else operation.error(error)
+        reply.fail(error, body, b"" if call is None else call.broken(error))
 
     def _seal(self, exchange: Exchange, reply: Reply) -> None:
         """Account, record, release: one synchronous stretch, so that nothing comes between the record and the last bytes."""
@@ -218,3 +224,14 @@ class Pipeline:
         """End everything that is still in flight."""
         for exchange in list(self.admission.in_flight):
             exchange.flow.interrupt(error)
+
+
+def _check_media(operation: EngineOperation[Any], content_type: bytes) -> None:
+    media = content_type.partition(b";")[0].strip().lower()
+    if media != operation.media:
+        shown = f"`{media[:100].decode('ascii', 'replace')}`" if media else "missing"
+        raise UnsupportedMedia(f"The Content-Type must be `{operation.media.decode()}`; it is {shown}.", param="Content-Type")
+
+
+def _only_model(snapshot: Snapshot) -> Model | None:
+    return next(iter(snapshot.models.values())) if len(snapshot.models) == 1 else None

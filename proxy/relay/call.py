@@ -3,7 +3,7 @@ the answer is complete, and interrupts it when the answer fails."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,9 +18,10 @@ from proxy.errors import (
 )
 from proxy.exchange import Attempt, Exchange, Record
 from proxy.relay.head import shape_of, without_hop_by_hop, without_length
-from proxy.wire.operation import EngineOperation, estimate, observe_end_of_answer
+from proxy.wire.observer import Observer
+from proxy.wire.operation import EngineOperation, observe_end_of_answer
 from proxy.wire.sse import OversizedEvent
-from proxy.wire.stream import StreamObserver, Terms
+from proxy.wire.stream import Terms
 
 if TYPE_CHECKING:
     from proxy.relay.connection import UpstreamConnection
@@ -48,7 +49,7 @@ _error_answer = msgspec.json.Decoder(_ErrorAnswer)
 class Call:
     """Attributes start as the class has them: most answers never set most of them."""
 
-    observer: StreamObserver | None = None
+    observer: Observer | None = None
     status = 0
     heard = False
     """A byte of the answer has come: from here on there is no other try."""
@@ -70,7 +71,7 @@ class Call:
         self,
         exchange: Exchange,
         reply: Reply,
-        operation: EngineOperation,
+        operation: EngineOperation[Any],
         terms: Terms,
         pool: Pool,
         settings: Settings,
@@ -107,16 +108,15 @@ class Call:
     # -- from the pipeline --
 
     @property
-    def streaming(self) -> bool:
-        return self.observer is not None
-
-    @property
     def answered(self) -> bool:
         return self.observer is not None and self.observer.answered
 
     def settle(self) -> None:
         if self.observer is not None:
             self.observer.settle()
+
+    def broken(self, error: ProxyError) -> bytes:
+        return b"" if self.observer is None else self.observer.broken(error)
 
     # -- from the connection --
 
@@ -142,7 +142,7 @@ class Call:
 
     def _observe(self) -> None:
         record = self._exchange.record
-        self.observer = StreamObserver(
+        self.observer = self._operation.watch(
             record, self._terms, limit=self._settings.limits.event_bytes, fingerprint=self._pool.fingerprint
         )
 
@@ -223,7 +223,7 @@ class Call:
             self._exchange.fail(_engine_error(body, self.status))
         else:
             if self._passing:
-                observe_end_of_answer(self._end_kept + body, record)
+                observe_end_of_answer(self._end_kept + body, record, self._operation.usage)
             else:
                 self._operation.observe(body, record)
             if not record.usage_source:
@@ -231,8 +231,7 @@ class Call:
         self._complete(self.pending + body)
 
     def _estimate(self, record: Record, body: bytes) -> None:
-        size = self._reply.sent + len(self.pending) + len(body)
-        estimate(record, size if self._operation.generates else 0)
+        self._operation.estimate(record, self._reply.sent + len(self.pending) + len(body))
 
     def _complete(self, tail: bytes) -> None:
         self.complete = True

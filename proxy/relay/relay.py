@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from time import monotonic_ns
+from typing import Any
 
 from proxy.errors import NotReady, ProxyError, UpstreamDisconnected, UpstreamUnreachable
 from proxy.exchange import Attempt, Exchange
@@ -29,7 +30,13 @@ class Relay:
         self._pools: dict[str, Pool] = {}
 
     async def relay(
-        self, operation: EngineOperation, exchange: Exchange, request: Request, model: Model, snapshot: Snapshot, reply: Reply
+        self,
+        operation: EngineOperation[Any],
+        exchange: Exchange,
+        request: Request,
+        model: Model,
+        snapshot: Snapshot,
+        reply: Reply,
     ) -> None:
         """Have one backend answer: the best that can be reached. Raises what the last one failed with."""
         in_flight = self._router.in_flight
@@ -63,7 +70,7 @@ class Relay:
         self,
         pool: Pool,
         connection: UpstreamConnection | None,
-        operation: EngineOperation,
+        operation: EngineOperation[Any],
         exchange: Exchange,
         request: Request,
         reply: Reply,
@@ -75,13 +82,13 @@ class Relay:
         attempts.append(attempt)
         if len(attempts) == 1:
             self._opening(exchange)
-        body, terms = operation.prepare(exchange.body, request, backend.kind)
-        call = exchange.call = Call(exchange, reply, operation, terms, pool, self._settings, attempt)
+        upstream = operation.prepare(exchange.body, request, backend.kind)
+        call = exchange.call = Call(exchange, reply, operation, upstream.terms, pool, self._settings, attempt)
         try:
             if connection is None:
                 connection = await self._connect(pool, exchange)
                 attempt.connected_ns = exchange.elapsed_ns()
-            call.begin(connection, pool.payload(operation, exchange, body, len(attempts)), monotonic_ns())
+            call.begin(connection, pool.payload(operation, exchange, upstream, len(attempts)), monotonic_ns())
             await exchange.flow.wait()
         except ProxyError as error:
             attempt.error = error.error_code or error.type

@@ -5,10 +5,21 @@ changes nothing: the last good snapshot stays (`feed.py`).
 """
 
 from proxy.snapshot.feed import SnapshotFeed
-from proxy.snapshot.model import Backend, Model, Principal, Snapshot, SnapshotError, SnapshotFile, read_snapshot, write_snapshot
+from proxy.snapshot.model import (
+    Backend,
+    Bounds,
+    Model,
+    Principal,
+    Snapshot,
+    SnapshotError,
+    SnapshotFile,
+    read_snapshot,
+    write_snapshot,
+)
 
 __all__ = [
     "Backend",
+    "Bounds",
     "Model",
     "Principal",
     "Snapshot",

@@ -33,6 +33,17 @@ class Backend(msgspec.Struct, array_like=True, frozen=True):
     api_key_env: str = ""
 
 
+class Bounds(msgspec.Struct, array_like=True, frozen=True):
+    """What one request may ask for. `max_tokens` None: as many as the engine allows."""
+
+    n: int = 128
+    max_tokens: int | None = None
+    logprobs: int = 100
+    stop: int = 64
+    tools: int = 256
+    schema_bytes: int = 256 * 1024
+
+
 class Model(msgspec.Struct, array_like=True, frozen=True):
     """A model name that callers may use. Prices are integer pico-units of `SnapshotFile.currency` per token."""
 
@@ -43,6 +54,7 @@ class Model(msgspec.Struct, array_like=True, frozen=True):
     output_pico: int = 0
     card: bytes = b"null"
     """The engine's own entry in `GET /v1/models`, as the engine wrote it (JSON)."""
+    bounds: Bounds = Bounds()
 
 
 class SnapshotFile(msgspec.Struct, array_like=True):

@@ -2,11 +2,15 @@
 
 Only `model` and `stream` must be of their type, since the proxy acts on them. Everything else is the engine's to judge: a field
 of the wrong type is read as absent here and goes upstream as it came. A rewrite keeps every value's own bytes.
+
+What goes upstream is what was read: JSON that two readers could read in two ways is refused. That is a name that stands twice,
+text that isn't UTF-8, and a number too long to be one.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -14,7 +18,12 @@ from msgspec import Meta, Raw, Struct
 from proxy.errors import InvalidRequest
 
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-"""What a record can hold; a larger one is the engine's to judge, like anything else that is odd."""
+"""What a record can hold; nobody means a larger one."""
+MAX_NUMBER = 64
+"""Bytes of a number that the proxy reads. A longer one would take a reader quadratic time, and none needs it."""
+TOO_LARGE = "integer_above_max_value"
+"""OpenAI's code for it."""
+_NUMERIC = tuple(b"%c" % character for character in b'-0123456789"')
 
 
 class StreamOptions(Struct, gc=False):
@@ -23,45 +32,69 @@ class StreamOptions(Struct, gc=False):
 
 
 class Request(Struct, kw_only=True):
-    """What the proxy reads of a generation request."""
+    """What the proxy reads of any request. An endpoint that must know more has a struct of its own, derived from this one."""
 
-    model: str
+    model: str | None = None
+    """None: the only one there is."""
     stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: Integer | None = None
-    max_tokens: Integer | None = None
-    max_completion_tokens: Integer | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    user: str | None = None
-    prompt: Raw = Raw(b"")
-    """Only `/v1/completions` has one."""
 
 
-_request = msgspec.json.Decoder(Request)
+R = TypeVar("R", bound=Request)
+
 _object = msgspec.json.Decoder(dict[str, Raw])
-_OPTIONAL = ("stream_options", "n", "max_tokens", "max_completion_tokens", "temperature", "top_p", "user")
-_TYPES = {field.name: field.type for field in msgspec.structs.fields(Request)}
+_name = msgspec.json.Decoder(str)
+_unreadable = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
-def read_request(body: bytes) -> Request:
-    """Raises InvalidRequest, in words for the caller, if the proxy can't act on the body."""
-    try:
-        return _request.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return _read_field_by_field(body)
+class Reader(Generic[R]):
+    """Reads bodies as one kind of Request."""
+
+    def __init__(self, shape: type[R]) -> None:
+        self._shape = shape
+        self._decode = msgspec.json.Decoder(shape).decode
+        self._types = {field.name: field.type for field in msgspec.structs.fields(shape)}
+
+    def __call__(self, body: bytes) -> R:
+        """Raises InvalidRequest, in words for the caller, if the proxy can't act on the body."""
+        try:
+            request = self._decode(body)
+            fields = _object.decode(body)
+        except _unreadable:
+            return self._field_by_field(body)
+        if not body.isascii() or not _compact(fields, body):
+            _check(fields, body)
+        return request
+
+    def _field_by_field(self, body: bytes) -> R:
+        fields = read_object(body)
+        known: dict[str, Any] = {}
+        for name, expected in self._types.items():
+            if (raw := fields.get(name)) is None:
+                continue
+            value = bytes(raw)
+            if expected is Raw:
+                known[name] = raw
+            elif value != b"null":
+                known[name] = _decode(name, value, expected)
+        if known.get("model", "") is None:
+            raise InvalidRequest("`model` must be a string.", param="model")
+        if known.get("stream", False) is None:
+            raise InvalidRequest("`stream` must be true or false.", param="stream")
+        return self._shape(**known)
 
 
 def read_object(body: bytes) -> dict[str, Raw]:
     """The top level, every value as the bytes that the client sent. Raises InvalidRequest."""
     try:
-        return _object.decode(body)
+        fields = _object.decode(body)
     except RecursionError:
         raise InvalidRequest("The request body is nested too deeply.") from None
     except msgspec.ValidationError:
         raise InvalidRequest("The request body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The request body isn't valid JSON: {error}.") from None
+    _check(fields, body)
+    return fields
 
 
 def write_object(fields: dict[str, Raw]) -> bytes:
@@ -88,25 +121,69 @@ def with_more_stream_options(body: bytes, options: bytes, said: StreamOptions | 
     return write_object(fields)
 
 
-def _read_field_by_field(body: bytes) -> Request:
-    fields = read_object(body)
-    model = _decode(fields, "model", str)
-    if model is None:
-        raise InvalidRequest("You must name a model: `model` must be a string.", param="model")
-    stream: bool | None = False
-    if "stream" in fields:
-        stream = _decode(fields, "stream", bool)
-        if stream is None and bytes(fields["stream"]) != b"null":
-            raise InvalidRequest("`stream` must be true or false.", param="stream")
-    known = {name: _decode(fields, name, _TYPES[name]) for name in _OPTIONAL if name in fields}
-    return Request(model=model, stream=stream, prompt=fields.get("prompt", Raw(b"")), **known)
-
-
-def _decode(fields: dict[str, Raw], name: str, expected: object) -> Any:
-    raw = fields.get(name)
-    if raw is None:
-        return None
+def _decode(name: str, value: bytes, expected: object) -> Any:
+    """`value` as it is expected; None if it is something else."""
     try:
-        return msgspec.json.decode(raw, type=expected)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return msgspec.json.decode(value, type=expected)
+    except _unreadable:
+        return _count(name, value) if Integer in get_args(expected) else None
+
+
+def _count(name: str, value: bytes) -> int | None:
+    """Engines also take a count as text, or with an exponent: it is read for what they will make of it."""
+    if not value.startswith(_NUMERIC):
         return None
+    if len(value) > MAX_NUMBER:
+        raise InvalidRequest(f"`{name}` isn't a number that can be meant.", param=name)
+    try:
+        number = float(value.strip(b'"'))
+    except ValueError:
+        return None
+    if abs(number) >= 2**63:
+        raise InvalidRequest(f"`{name}` is too large: {value.decode()}.", param=name, code=TOO_LARGE)
+    return int(number) if number.is_integer() else None
+
+
+# -- what two readers could read in two ways --
+
+
+def _compact(fields: dict[str, Raw], body: bytes) -> bool:
+    """As SDKs write JSON: nothing between the members but their punctuation. Then the lengths add up, unless a member was
+    dropped because its name stands twice."""
+    return sum(map(len, fields)) + sum(map(len, fields.values())) + 4 * len(fields) + 1 == len(body)
+
+
+def _check(fields: dict[str, Raw], body: bytes) -> None:
+    """Raises InvalidRequest. `fields` are what was read of `body`."""
+    try:
+        if not body.isascii():
+            body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The request body isn't valid UTF-8: {error.reason} at byte {error.start}.") from None
+    if not _compact(fields, body) and (name := _named_twice(fields, body)) is not None:
+        raise InvalidRequest(f"The request body has `{name[:64]}` twice.", param=name[:64])
+
+
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+def _named_twice(fields: dict[str, Raw], body: bytes) -> str | None:
+    """Walk over the members of a well-formed object: each must be the one that was read."""
+    seen: set[str] = set()
+    at = body.index(b"{") + 1
+    while (key := _STRING.match(body, _past_space(body, at))) is not None:
+        name = _name.decode(key[0])
+        value = bytes(fields[name])
+        at = _past_space(body, _past_space(body, key.end()) + 1)
+        end = _past_space(body, at + len(value))
+        if name in seen or not body.startswith(value, at) or body[end : end + 1] not in (b",", b"}"):
+            return name
+        seen.add(name)
+        at = end + 1
+    return None
+
+
+def _past_space(body: bytes, at: int) -> int:
+    match = _SPACE.match(body, at)
+    return at if match is None else match.end()

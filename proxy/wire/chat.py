@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from proxy.wire.generation import prepare_generation, read_generation
-from proxy.wire.operation import EngineOperation, observe_answer
+from proxy.exchange import Record
+from proxy.wire.body import Reader
+from proxy.wire.generation import GenerationRequest, prepare_generation, write_facts
+from proxy.wire.operation import EngineOperation, estimate_output, observe_answer
+
+_read_request = Reader(GenerationRequest)
+
+
+def _read(body: bytes, record: Record, content_type: bytes = b"") -> GenerationRequest:
+    return write_facts(_read_request(body), record)
+
 
 OPERATION = EngineOperation(
     name="chat",
     method=b"POST",
     path=b"/v1/chat/completions",
-    read=read_generation,
+    read=_read,
     prepare=prepare_generation,
     observe=observe_answer,
+    estimate=estimate_output,
 )

@@ -6,15 +6,22 @@ import msgspec
 from msgspec import Raw
 
 from proxy.exchange import Record
-from proxy.wire.body import Request
-from proxy.wire.generation import prepare_generation, read_generation
-from proxy.wire.operation import EngineOperation, observe_answer
+from proxy.wire.body import Integer, Reader
+from proxy.wire.generation import GenerationRequest, prepare_generation, write_facts
+from proxy.wire.operation import EngineOperation, estimate_output, observe_answer
 
+
+class CompletionRequest(GenerationRequest, kw_only=True):
+    prompt: Raw = Raw(b"")
+    best_of: Integer | None = None
+
+
+_read_request = Reader(CompletionRequest)
 _list = msgspec.json.Decoder(list[Raw])
 
 
-def _read(body: bytes, record: Record) -> Request:
-    request = read_generation(body, record)
+def _read(body: bytes, record: Record, content_type: bytes = b"") -> CompletionRequest:
+    request = write_facts(_read_request(body), record)
     record.choices *= _prompts(bytes(request.prompt))
     return request
 
@@ -36,4 +43,5 @@ OPERATION = EngineOperation(
     read=_read,
     prepare=prepare_generation,
     observe=observe_answer,
+    estimate=estimate_output,
 )

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from proxy.exchange import Record
-from proxy.wire.body import Request, read_request
-from proxy.wire.operation import MAX_TEXT, EngineOperation, Upstream, observe_answer
-from proxy.wire.stream import Terms
-
-_TERMS = Terms()
+from proxy.wire.body import Reader, Request
+from proxy.wire.operation import MAX_TEXT, EngineOperation, as_it_came, estimate_input, observe_answer
 
 
-def _read(body: bytes, record: Record) -> Request:
-    request = read_request(body)
+class EmbeddingRequest(Request, kw_only=True):
+    user: str | None = None
+
+
+_read_request = Reader(EmbeddingRequest)
+
+
+def _read(body: bytes, record: Record, content_type: bytes = b"") -> EmbeddingRequest:
+    request = _read_request(body)
     request.stream = False
-    record.model = request.model[:MAX_TEXT]
+    record.model = (request.model or "")[:MAX_TEXT]
     record.user = (request.user or "")[:MAX_TEXT]
     return request
-
-
-def _prepare(body: bytes, request: Request, kind: str) -> Upstream:
-    return body, _TERMS
 
 
 OPERATION = EngineOperation(
@@ -27,7 +27,7 @@ OPERATION = EngineOperation(
     method=b"POST",
     path=b"/v1/embeddings",
     read=_read,
-    prepare=_prepare,
+    prepare=as_it_came,
     observe=observe_answer,
-    generates=False,
+    estimate=estimate_input,
 )

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+from msgspec import Raw
+
 from proxy.exchange import Record
-from proxy.wire.body import Request, read_request, with_more_stream_options, with_stream_options
+from proxy.wire.body import Integer, Request, StreamOptions, with_more_stream_options, with_stream_options
 from proxy.wire.operation import MAX_TEXT, Upstream
 from proxy.wire.stream import Terms
 
 _EVERY_CHUNK = b'{"include_usage":true,"continuous_usage_stats":true}'
 _AT_THE_END = b'{"include_usage":true}'
-_AS_IT_CAME = Terms()
 
 
-def read_generation(body: bytes, record: Record) -> Request:
-    """The request, its facts written on the record. Raises InvalidRequest."""
-    request = read_request(body)
-    record.model = request.model[:MAX_TEXT]
+class GenerationRequest(Request, kw_only=True):
+    """What the proxy reads of either. Source: OpenAI's API reference; vLLM's additions are `prompt_logprobs` and
+    `structured_outputs`."""
+
+    stream_options: StreamOptions | None = None
+    n: Integer | None = None
+    max_tokens: Integer | None = None
+    max_completion_tokens: Integer | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    user: str | None = None
+    logprobs: bool | Integer | None = None
+    top_logprobs: Integer | None = None
+    prompt_logprobs: Integer | None = None
+    stop: Raw = Raw(b"")
+    tools: Raw = Raw(b"")
+    response_format: Raw = Raw(b"")
+    structured_outputs: Raw = Raw(b"")
+
+
+R = TypeVar("R", bound=GenerationRequest)
+
+
+def write_facts(request: R, record: Record) -> R:
+    """What a request asks for, on its record."""
+    record.model = (request.model or "")[:MAX_TEXT]
     if request.stream:
         record.stream = True
     if request.n is not None:
@@ -28,23 +53,23 @@ def read_generation(body: bytes, record: Record) -> Request:
     return request
 
 
-def prepare_generation(body: bytes, request: Request, kind: str) -> Upstream:
+def prepare_generation(body: bytes, request: GenerationRequest, kind: str) -> Upstream:
     """Ask for usage on streams: of a vLLM on every chunk, so that an abort has a count too; of others at the end.
 
     Source: vLLM's `stream_options` (`include_usage`, `continuous_usage_stats`); OpenAI's has `include_usage` alone.
     """
     if not request.stream:
-        return body, _AS_IT_CAME
+        return Upstream(body)
     options = request.stream_options
     asked = options is not None and bool(options.include_usage)
     asked_every_chunk = asked and options is not None and bool(options.continuous_usage_stats)
     vllm = kind == "vllm"
     n = max(1, request.n or 1)
     if asked_every_chunk or (asked and not vllm):
-        return body, Terms(n=n)
+        return Upstream(body, Terms(n=n))
     terms = Terms(cut_usage=True, drop_usage_chunk=not asked, move_fingerprint=vllm and not asked, n=n)
     wanted = _EVERY_CHUNK if vllm else _AT_THE_END
     if options is None and b'"stream_options"' not in body:
-        return with_stream_options(body, wanted), terms
+        return Upstream(with_stream_options(body, wanted), terms)
     rewritten = with_more_stream_options(body, wanted, options)
-    return (body, Terms(n=n)) if rewritten is None else (rewritten, terms)
+    return Upstream(body, Terms(n=n)) if rewritten is None else Upstream(rewritten, terms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote_to_bytes
 
-from proxy.errors import NotFound
+from proxy.errors import InvalidRequest, NotFound
 from proxy.wire.operation import Operation
 
 PREFIX = b"/v1/models/"
@@ -21,3 +21,8 @@ def model_name(target: bytes) -> str:
 def unknown_model(name: str) -> NotFound:
     """OpenAI's answer to a model that isn't there."""
     return NotFound(f"The model `{name[:256]}` does not exist.", param="model", code="model_not_found")
+
+
+def unnamed_model() -> InvalidRequest:
+    """A request without a model, where there are several to choose from, or none."""
+    return InvalidRequest("You must name a model: `model` must be a string.", param="model")

@@ -3,43 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
+from proxy.errors import ProxyError
 from proxy.exchange import Record, UsageSource
-from proxy.wire.body import Request
-from proxy.wire.stream import Terms
+from proxy.wire.body import Reader, Request
+from proxy.wire.observer import Observer
+from proxy.wire.stream import StreamObserver, Terms
 from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_usage
 
 MAX_TEXT = 256
 """Of a caller's text that goes on the record, characters."""
 
 
-Upstream = tuple[bytes, Terms]
-"""What goes to an engine for a request, and what was agreed about its stream."""
+R = TypeVar("R", bound=Request)
+
+JSON = b"application/json"
+FORM = b"multipart/form-data"
+
+
+_AS_IT_COMES = Terms()
+
+
+class Upstream(Struct, frozen=True, gc=False):
+    """What goes to an engine for a request, and what was agreed about its stream."""
+
+    body: bytes
+    terms: Terms = _AS_IT_COMES
+    content_type: bytes = JSON
+    before: bytes = b""
+    """What goes before the body: a large one isn't copied to add something to it."""
+
+
+class Watch(Protocol):
+    """Makes what watches a stream of this kind."""
+
+    def __call__(self, record: Record, terms: Terms, *, limit: int, fingerprint: bytes = b"") -> Observer: ...
 
 
 class Operation(Struct, frozen=True, kw_only=True):
-    """One endpoint. A plain one is answered from the snapshot and reaches no engine."""
+    """One endpoint. A plain one is answered from the snapshot and reaches no engine. `error`: an error in this API's shape."""
 
     name: str
     method: bytes
     path: bytes
+    error: Callable[[ProxyError], bytes] = ProxyError.body
 
 
-class EngineOperation(Operation, frozen=True, kw_only=True):
+class EngineOperation(Operation, Generic[R], frozen=True, kw_only=True):
     """One endpoint that an engine answers.
 
-    `read` turns a body into a Request and writes its facts on the record (raises InvalidRequest). `prepare` makes what goes
-    upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record. `generates`: an answer has
-    output tokens.
+    `read` turns a body and its content type into a Request and writes its facts on the record (raises InvalidRequest). `prepare`
+    makes what goes upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record, `watch`
+    makes what watches a stream. `usage` reads this API's `usage` object. `estimate` books an answer of so many bytes whose
+    engine didn't say what it took. `media`: what a request's body must be.
     """
 
-    read: Callable[[bytes, Record], Request]
-    prepare: Callable[[bytes, Request, str], Upstream]
+    read: Callable[[bytes, Record, bytes], R]
+    prepare: Callable[[bytes, R, str], Upstream]
     observe: Callable[[bytes, Record], None]
-    generates: bool = True
+    estimate: Callable[[Record, int], None]
+    usage: Callable[[bytes], Usage | None] = read_usage
+    watch: Watch = StreamObserver
+    media: bytes = JSON
+
+
+_read_request = Reader(Request)
+
+
+def read_without_stream(body: bytes, record: Record, content_type: bytes = b"") -> Request:
+    """For `read`: a request that is never answered with a stream, and of which only the model matters."""
+    request = _read_request(body)
+    request.stream = False
+    record.model = (request.model or "")[:MAX_TEXT]
+    return request
+
+
+def as_it_came(body: bytes, request: Request, kind: str) -> Upstream:
+    """For `prepare`: the engine tells all there is to know without being asked."""
+    return Upstream(body)
 
 
 class _Choice(Struct, gc=False):
@@ -77,14 +122,14 @@ def observe_answer(body: bytes, record: Record) -> None:
         record.engine = read_engine_timings(bytes(answer.metrics), bytes(answer.timings))
 
 
-def observe_end_of_answer(end: bytes, record: Record) -> None:
+def observe_end_of_answer(end: bytes, record: Record, read: Callable[[bytes], Usage | None]) -> None:
     """The usage of an answer of which only the end was kept: engines write it last, or nearly so."""
     at = end.rfind(b'"usage":')
     if at < 0:
         return
     start = at + len(b'"usage":')
     for stop in range(end.find(b"}", start) + 1, len(end) + 1):
-        if end[stop - 1 : stop] == b"}" and (usage := read_usage(end[start:stop])) is not None:
+        if end[stop - 1 : stop] == b"}" and (usage := read(end[start:stop])) is not None:
             write_usage(usage, record)
             return
 
@@ -98,8 +143,24 @@ def _observe_odd_answer(body: bytes, record: Record) -> None:
         write_usage(usage, record)
 
 
-def estimate(record: Record, answer_bytes: int) -> None:
-    """An answer without usage: four bytes a token is the usual guess; the row says that it is one."""
+def nothing_to_observe(body: bytes, record: Record) -> None:
+    """For `observe`: an answer that says nothing of what it took."""
+
+
+# -- for `estimate`: an answer without usage. Four bytes a token is the usual guess; the row says that it is one --
+
+
+def estimate_output(record: Record, answer_bytes: int) -> None:
     record.input_tokens = record.request_bytes // 4
     record.output_tokens = answer_bytes // 4
     record.usage_source = UsageSource.ESTIMATED
+
+
+def estimate_input(record: Record, answer_bytes: int) -> None:
+    """Of an answer that isn't generated."""
+    record.input_tokens = record.request_bytes // 4
+    record.usage_source = UsageSource.ESTIMATED
+
+
+def nothing_to_estimate(record: Record, answer_bytes: int) -> None:
+    """Of an answer that took no tokens."""

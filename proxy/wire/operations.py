@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from proxy.errors import MethodNotAllowed, NotFound
-from proxy.wire import chat, completions, embeddings, models
+from proxy.wire import (
+    audio,
+    chat,
+    completions,
+    count_tokens,
+    embeddings,
+    messages,
+    models,
+    rerank,
+    responses,
+    score,
+    tokenize,
+)
 from proxy.wire.operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
     chat.OPERATION,
     completions.OPERATION,
+    responses.OPERATION,
+    messages.OPERATION,
+    count_tokens.OPERATION,
     embeddings.OPERATION,
+    *rerank.OPERATIONS,
+    *score.OPERATIONS,
+    *audio.OPERATIONS,
+    *tokenize.OPERATIONS,
     models.LIST,
 )
 
@@ -33,6 +52,7 @@ def find_operation(method: bytes, target: bytes) -> Operation:
         raise NotFound(f"Invalid URL ({method.decode('ascii', 'replace')} {shown}). Paths are those of OpenAI's API, under /v1.")
     if method != operation.method:
         raise MethodNotAllowed(
-            f"{method.decode('ascii', 'replace')} isn't allowed here; allowed: {operation.method.decode('ascii')}."
+            f"{method.decode('ascii', 'replace')} isn't allowed here; allowed: {operation.method.decode('ascii')}.",
+            allow=b"GET, HEAD" if operation.method == b"GET" else operation.method,
         )
     return operation

@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-`feed` takes the bytes of an answer's body as they come and returns the bytes that may go to the client now. On the way it
-writes on the record: first token, first content, every gap between tokens, finish reasons, token counts, the engine's timings.
+On the way of the bytes (observer.py) it writes on the record: first token, first content, every gap between tokens, finish
+reasons, token counts, the engine's timings.
 
 Per event the work is a few byte searches; JSON is read only for an event that ends a choice, for the usage at
 the end, and where several choices share a stream (each has its own running count). The searches are safe because a quote
@@ -27,8 +27,10 @@ import re
 import msgspec
 from msgspec import Raw, Struct
 
-from proxy.exchange import Record, UsageSource
-from proxy.wire.sse import Framer, data_of
+from proxy.errors import ProxyError
+from proxy.exchange import Record
+from proxy.wire.observer import Observer
+from proxy.wire.sse import data_of
 from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_usage
 
 _DONE = b"[DONE]"
@@ -39,7 +41,6 @@ _FINISH = re.compile(rb'"finish_reason":\s*"')
 _TOKEN = re.compile(rb'"(?:content|reasoning|reasoning_content|refusal|text|arguments|name)":\s*"(?!")')
 _CONTENT = re.compile(rb'"(?:content|text)":\s*"(?!")')
 _FINGERPRINT = re.compile(rb',"system_fingerprint":"[^"]*"')
-MAX_WITHHELD_BYTES = 256 * 1024
 
 
 class _Choice(Struct, gc=False):
@@ -71,24 +72,15 @@ class Terms(Struct, frozen=True):
     """Choices per prompt."""
 
 
-class StreamObserver:
-    """One answer's events. `now` is ns after the request's first byte, like all times on the record."""
+class StreamObserver(Observer):
+    """The chunks of one answer."""
 
     def __init__(self, record: Record, terms: Terms, *, limit: int, fingerprint: bytes = b"") -> None:
+        super().__init__(record, limit)
         self.fingerprint = fingerprint
-        """`,"system_fingerprint":"..."` as this engine last wrote it; needed early where several choices share a stream."""
-        self.tail = b""
-        self.done = False
-        self.first_error: bytes | None = None
-        self.error_event: bytes | None = None
-        self._record = record
         self._terms = terms
         self._several = record.choices > 1
-        self._framer = Framer(limit)
-        self._started = False
-        self._withholding = False
         self._usage = b""
-        self._events = 0
         self._counts: dict[int, Usage] = {}
 
     @property
@@ -101,19 +93,9 @@ class StreamObserver:
         """Every choice has ended, or `[DONE]` has followed the end of one; a stream that stops before is broken."""
         return self.answered or (self.done and bool(self._record.finish_reasons))
 
-    def feed(self, data: bytes, now: int) -> bytes:
-        """Bytes of the body in, bytes for the client out. Raises OversizedEvent."""
-        # Most reads are exactly one event.
-        if data.endswith(b"\n\n") and self._framer.empty and data.find(b"\n\n") == len(data) - 2 and b"\r" not in data:
-            out = self._event(data, now)
-            return self._withhold(out) if self._withholding else out
-        return b"".join([self._hand_on(event, now) for event in self._framer.feed(data)])
-
-    def end(self, now: int) -> None:
-        """The body has ended: what is left unended counts as an event and joins the tail."""
-        if rest := self._framer.rest():
-            out = self._event(rest, now)  # which may add to the tail itself
-            self.tail += out
+    def broken(self, error: ProxyError) -> bytes:
+        """OpenAI's API: an event with an `error` object, and no `[DONE]`."""
+        return b"data: %b\n\n" % error.body()
 
     def settle(self) -> None:
         """Write the token counts known so far on the record."""
@@ -122,17 +104,10 @@ class StreamObserver:
             self._settle_several()
         elif self._usage and (usage := read_usage(self._usage)) is not None:
             write_usage(usage, record)
-        elif record.usage_source in (UsageSource.NONE, UsageSource.ESTIMATED) and record.first_token_ns:
-            # The engine said nothing: an event is a token or a few, and four bytes a token is the usual guess.
-            record.output_tokens = self._events
-            record.input_tokens = record.request_bytes // 4
-            record.usage_source = UsageSource.ESTIMATED
+        else:
+            self._estimate()
 
     # -- one event --
-
-    def _hand_on(self, event: bytes, now: int) -> bytes:
-        out = self._event(event, now)
-        return self._withhold(out) if self._withholding else out
 
     def _event(self, event: bytes, now: int) -> bytes:
         choices = event.find(_CHOICES)
@@ -161,20 +136,10 @@ class StreamObserver:
         else:
             token = _TOKEN.search(event, choices) is not None
         if token:
-            self._token(event, choices, now)
+            self._token(not record.first_content_ns and _CONTENT.search(event, choices) is not None, now)
         if event.find(b'"finish_reason":null', choices) < 0 or self._several:
             return self._finishing(event, choices)
         return event
-
-    def _token(self, event: bytes, choices: int, now: int) -> None:
-        record = self._record
-        self._events += 1
-        if not record.first_token_ns:
-            record.first_token_ns = record.last_token_ns = now
-        else:
-            record.gap(now)
-        if not record.first_content_ns and _CONTENT.search(event, choices) is not None:
-            record.first_content_ns = now
 
     def _take_usage(self, event: bytes, start: int, value: int) -> tuple[bytes, bytes]:
         """The field `,"usage":` at `start`, its value at `value` → (the event as the client may see it, the object or b"")."""
@@ -265,13 +230,6 @@ class StreamObserver:
         prompts = {index // self._terms.n: usage.prompt_tokens or 0 for index, usage in self._counts.items()}
         completion = sum(usage.completion_tokens or 0 for usage in self._counts.values())
         write_usage(Usage(sum(prompts.values()), completion), self._record)
-
-    def _withhold(self, out: bytes) -> bytes:
-        self.tail += out
-        if len(self.tail) > MAX_WITHHELD_BYTES and not self.done:
-            out, self.tail = self.tail, b""
-            return out
-        return b""
 
 
 def _read(event: bytes) -> _Chunk | None:

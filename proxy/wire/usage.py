@@ -34,6 +34,24 @@ class Usage(msgspec.Struct, gc=False):
     completion_tokens_details: _CompletionDetails | None = None
 
 
+class _ResponseUsage(msgspec.Struct, gc=False):
+    """The same by other names, as `/v1/responses` has it."""
+
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    input_tokens_details: _PromptDetails | None = None
+    output_tokens_details: _CompletionDetails | None = None
+
+
+class _MessageUsage(msgspec.Struct, gc=False):
+    """Anthropic's. Its input leaves out what was read from a cache or written to one."""
+
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+
+
 class _Metrics(msgspec.Struct, gc=False):
     """vLLM's `metrics` block."""
 
@@ -52,6 +70,8 @@ class _Timings(msgspec.Struct, gc=False):
 
 
 _usage = msgspec.json.Decoder(Usage)
+_response_usage = msgspec.json.Decoder(_ResponseUsage)
+_message_usage = msgspec.json.Decoder(_MessageUsage)
 _metrics = msgspec.json.Decoder(_Metrics)
 _timings = msgspec.json.Decoder(_Timings)
 _anything = msgspec.json.Decoder()
@@ -68,6 +88,31 @@ def read_usage(raw: bytes) -> Usage | None:
         return None
     negative = any(count is not None and count < 0 for count in (usage.prompt_tokens, usage.completion_tokens))
     return None if negative else usage
+
+
+def read_response_usage(raw: bytes) -> Usage | None:
+    """What a `usage` object of `/v1/responses` says; None if it says nothing that can be used."""
+    try:
+        said = _response_usage.decode(raw)
+    except msgspec.MsgspecError:
+        return None
+    if said.input_tokens is None or said.output_tokens is None or min(said.input_tokens, said.output_tokens) < 0:
+        return None
+    return Usage(said.input_tokens, said.output_tokens, said.input_tokens_details, said.output_tokens_details)
+
+
+def read_message_usage(raw: bytes) -> Usage | None:
+    """What a `usage` object of `/v1/messages` says, its input with what was cached; None if it says nothing that can be used."""
+    try:
+        said = _message_usage.decode(raw)
+    except msgspec.MsgspecError:
+        return None
+    read, created = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
+    if min(said.input_tokens or 0, said.output_tokens or 0, read, created) < 0:
+        return None
+    if said.input_tokens is None:
+        return None if said.output_tokens is None else Usage(None, said.output_tokens)
+    return Usage(min(said.input_tokens + read + created, MAX_COUNT), said.output_tokens, _PromptDetails(read))
 
 
 def write_usage(usage: Usage, record: Record) -> None:

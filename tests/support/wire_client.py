@@ -19,7 +19,10 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-_IDENTITY: Final = re.compile(rb'"(id|created)": ?("(?:chatcmpl(?!-tool)|cmpl|embd|modelperm)-[^"]*"|\d+)')
+_IDENTITY: Final = re.compile(
+    rb'"(id|item_id|created|created_at|signature)": ?'
+    rb'("(?:(?:chatcmpl(?!-tool)|cmpl|embd|modelperm|score|transcribe|translate)-|(?:resp|msg|rs|fc)_)[^"]*"|"[0-9a-f]{32}"|[\d.]+)'
+)
 _EVENT_END: Final = re.compile(rb"(?<=\r\n\r\n)|(?<=\n\n)|(?<=\r\r)")
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import http
 import itertools
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from tests.support.scripted_vllm import captured, dialect, generation, requests
+from tests.support.scripted_vllm import audio, captured, dialect, messages, pooling, requests, responses, tokenizing
 from tests.support.scripted_vllm.captured import Captured
-from tests.support.scripted_vllm.dialect import Event
+from tests.support.scripted_vllm.events import Event, Prepared
 from tests.support.scripted_vllm.framing import Step, stream_steps, whole_steps
 from tests.support.scripted_vllm.generation import Call
-from tests.support.scripted_vllm.requests import Body, Refused
+from tests.support.scripted_vllm.requests import Asked, Context, Refused
 from tests.support.scripted_vllm.script import Script
 
 if TYPE_CHECKING:
@@ -30,18 +31,47 @@ _NOT_FOUND: Final = b'{"detail":"Not Found"}'
 _NOT_ALLOWED: Final = b'{"detail":"Method Not Allowed"}'
 _UNAUTHORIZED: Final = b'{"error":"Unauthorized"}'
 _BUSY: Final = "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
-_ID_PREFIX: Final = {"/v1/chat/completions": b"chatcmpl-", "/v1/completions": b"cmpl-", "/v1/embeddings": b"embd-"}
-# What the server knows as captured bytes only: the whole answer and the streamed one.
-_CAPTURED_POST: Final = {
-    "/v1/responses": ("responses", "responses_stream"),
-    "/v1/messages": ("messages", "messages_stream"),
-    "/v1/messages/count_tokens": ("messages_count", "messages_count"),
-    "/tokenize": ("tokenize", "tokenize"),
-    "/detokenize": ("detokenize", "detokenize"),
-}
+_GUARDED: Final = ("/v1", "/v2")
 _CAPTURED_GET: Final = {"/version": "version", "/load": "load"}
 _GET: Final = frozenset({"/v1/models", "/health", "/ping", "/metrics", *_CAPTURED_GET})
 _STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus}
+
+
+class Api(NamedTuple):
+    """One API: how it reads a body (as vLLM validates it, with refusals in OpenAI's shape), and how it answers."""
+
+    id_prefix: bytes
+    """What goes before the caller's request id."""
+    read: Callable[[bytes, bytes | None], Any]
+    """From the bytes and their content type."""
+    answer: Callable[[Any, Context], Prepared]
+    refusal: Callable[[Refused], bytes] = Refused.body
+    """What is refused once the request is understood."""
+    form: bool = False
+    """The body is a form, not JSON."""
+    own_ids: bool = False
+    """The caller's request id isn't taken up."""
+
+
+_SCORE: Final = Api(b"score-", pooling.read_score, pooling.score)
+_RERANK: Final = Api(b"score-", pooling.read_rerank, pooling.rerank)
+_POST: Final = {
+    "/v1/chat/completions": Api(b"chatcmpl-", requests.read, dialect.chat),
+    "/v1/completions": Api(b"cmpl-", requests.read, dialect.completions),
+    "/v1/embeddings": Api(b"embd-", requests.read, dialect.embeddings),
+    "/v1/responses": Api(b"resp_", responses.read, responses.answer, own_ids=True),
+    "/v1/messages": Api(b"chatcmpl-", messages.read, messages.answer, messages.error_json),
+    "/v1/messages/count_tokens": Api(b"", messages.read_count, messages.count, messages.error_json),
+    "/v1/score": _SCORE,
+    "/score": _SCORE,
+    "/v1/rerank": _RERANK,
+    "/v2/rerank": _RERANK,
+    "/rerank": _RERANK,
+    "/v1/audio/transcriptions": Api(b"transcribe-", audio.read, audio.transcribe, form=True),
+    "/v1/audio/translations": Api(b"translate-", audio.read, audio.translate, form=True),
+    "/tokenize": Api(b"", tokenizing.read_tokenize, tokenizing.tokenize),
+    "/detokenize": Api(b"", tokenizing.read_detokenize, tokenizing.detokenize),
+}
 
 
 class Received(msgspec.Struct, eq=False):
@@ -83,7 +113,7 @@ class Answer(NamedTuple):
     steps: Iterator[Step] = iter(())
     call: Call | None = None
     prompt_tokens: int = 0
-    """What is counted where there is no call: embeddings."""
+    """What is counted where there is no call: embeddings, scores, ranks."""
 
 
 def find(headers: Headers, name: bytes) -> bytes | None:
@@ -104,13 +134,13 @@ def answer(server: ScriptedVLLM, received: Received) -> Answer:
 
 
 def _route(server: ScriptedVLLM, received: Received, path: str) -> Answer:
-    guarded = server.authorization is not None and path.startswith("/v1/")
+    guarded = server.authorization is not None and path.startswith(_GUARDED)
     if guarded and find(received.headers, b"authorization") != server.authorization:
         return Answer(_json(server, 401, _UNAUTHORIZED))
-    if path in _ID_PREFIX or path in _CAPTURED_POST:
+    if api := _POST.get(path):
         if received.method != "POST":
             return Answer(_json(server, 405, _NOT_ALLOWED, allow=b"POST"))
-        return _generate(server, received, path)
+        return _generate(server, received, api)
     if path not in _GET:
         return Answer(_json(server, 404, _NOT_FOUND))
     if received.method != "GET":
@@ -131,48 +161,41 @@ def _look_up(server: ScriptedVLLM, path: str) -> bytes:
             return _json(server, 200, captured.load(_CAPTURED_GET[path]).body)
 
 
-def _generate(server: ScriptedVLLM, received: Received, path: str) -> Answer:
-    body = requests.read(received.body)
+def _generate(server: ScriptedVLLM, received: Received, api: Api) -> Answer:
+    content_type = find(received.headers, b"content-type")
+    if not api.form:
+        requests.check_media_type(content_type)
+    body = api.read(received.body, content_type)
     script = server.scripted(body)
     if server.capacity is not None and server.in_flight >= server.capacity:
-        raise Refused(503, _BUSY)
-    found = _scripted(server, received, path, body, script)
+        return Answer(_json(server, 503, api.refusal(Refused(503, _BUSY))))
+    try:
+        found = _scripted(server, received, api, body, script)
+    except Refused as refused:
+        return Answer(_json(server, refused.status, api.refusal(refused)))
     if not script.hang:
         return found
     steps = found.steps if not found.data else iter((Step(data=found.data), Step(then="end")))
     return found._replace(data=b"", steps=itertools.chain((Step(then="hang"),), steps))
 
 
-def _scripted(server: ScriptedVLLM, received: Received, path: str, body: Body, script: Script) -> Answer:
+def _scripted(server: ScriptedVLLM, received: Received, api: Api, body: Asked, script: Script) -> Answer:
     if script.raw is not None:
         return Answer(steps=iter((Step(script.first, script.raw.encode("latin-1")), Step(then="close"))))
     if script.replay is not None:
         return _replayed(script.replay, script)
     if script.status != 200:
-        message = script.error or "The script says so."
-        return _whole(server, received, script, requests.error_json(script.status, message))
+        return _whole(server, received, script, api.refusal(Refused(script.status, script.error or "The script says so.")))
     if script.body is not None:
         return _whole(server, received, script, script.body.encode())
-    if path in _CAPTURED_POST:
-        return _replayed(_CAPTURED_POST[path][bool(body.stream)], script)
-    answer_id = _ID_PREFIX[path] + (find(received.headers, b"x-request-id") or b"%016x" % int.from_bytes(os.urandom(8)))
-    created = int(time.time())
-    if path == "/v1/embeddings":
-        data, tokens = dialect.embeddings(body, script, answer_id=answer_id, created=created, models=server.models)
-        return _whole(server, received, script, data, prompt_tokens=tokens)
-    call = generation.understand(
-        body,
-        script,
-        chat=path == "/v1/chat/completions",
-        answer_id=answer_id,
-        created=created,
-        models=server.models,
-        max_model_len=server.max_model_len,
-    )
-    if body.stream:
-        head = _head(server, 200, _stream_headers(server, received, script))
-        return Answer(steps=stream_steps(dialect.stream(call), script, head), call=call)
-    return _whole(server, received, script, dialect.whole(call), call)
+    caller = None if api.own_ids else find(received.headers, b"x-request-id")
+    answer_id = api.id_prefix + (caller or b"%016x" % int.from_bytes(os.urandom(8)))
+    prepared = api.answer(body, Context(script, answer_id, int(time.time()), server.models, server.max_model_len))
+    if prepared.events is None:
+        return _whole(server, received, script, prepared.body, prepared.call, prepared.prompt_tokens)
+    head = _head(server, 200, _stream_headers(server, received, script))
+    fail = prepared.fail or functools.partial(dialect.failure, script)
+    return Answer(steps=stream_steps(prepared.events, script, head, fail), call=prepared.call)
 
 
 def _whole(
@@ -206,7 +229,8 @@ def _replayed(name: str, script: Script) -> Answer:
     head = render_head(answer.status, _with(answer.headers, script))
     if not answer.streamed:
         return Answer(steps=whole_steps(head, answer.body, 0, script))
-    return Answer(steps=stream_steps(_captured_events(answer, script), script, head, chunked=answer.chunked))
+    fail = functools.partial(dialect.failure, script)
+    return Answer(steps=stream_steps(_captured_events(answer, script), script, head, fail, chunked=answer.chunked))
 
 
 def _captured_events(answer: Captured, script: Script) -> Iterator[Event]:

@@ -18,25 +18,33 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from tests.support.scripted_vllm import generation, requests
+from tests.support.scripted_vllm.events import DONE, ENGINE_DIED, Event, Prepared
 from tests.support.scripted_vllm.generation import Call, Choice, Token
-from tests.support.scripted_vllm.requests import Body, Refused, quote
+from tests.support.scripted_vllm.requests import Body, Context, Refused, quote
 from tests.support.scripted_vllm.script import Script
 
 FINGERPRINT: Final = b"vllm-0.32.0-4c52f88f"
-DONE: Final = b"[DONE]"
 _END_OF_SEQUENCE: Final = "<|im_end|>"
 _FILL: Final = generation.TEXT.encode() * 70_000
 
 
-class Event(NamedTuple):
-    """One SSE event: its data, what it adds to the tokens generated, and how long after the event before it comes."""
+def chat(body: Body, context: Context) -> Prepared:
+    """Raises Refused."""
+    return _prepare(generation.understand(body, context, chat=True))
 
-    data: bytes
-    tokens: int = 0
-    wait: float = 0.0
+
+def completions(body: Body, context: Context) -> Prepared:
+    """Raises Refused."""
+    return _prepare(generation.understand(body, context, chat=False))
+
+
+def _prepare(call: Call) -> Prepared:
+    if call.body.stream:
+        return Prepared(events=stream(call), call=call)
+    return Prepared(whole(call), call=call)
 
 
 # --- usage -----------------------------------------------------------------------------------------------------------
@@ -94,21 +102,26 @@ def _cached_details(call: Call, *, streamed: bool) -> bytes:
 
 
 def _metrics(call: Call, *, streamed: bool) -> bytes:
-    """The engine's own times of a request. vLLM leaves them out for several choices; so do we."""
+    """vLLM leaves them out for several choices; so do we."""
     if not call.script.metrics or len(call.choices) > 1:
         return b"" if streamed else b"null"
+    times = engine_times(call)
+    if not streamed:
+        return quote({**times, "speculative_decoding": None})
+    return b',"metrics":' + quote(times)
+
+
+def engine_times(call: Call) -> dict[str, float]:
+    """The engine's own times of a request."""
     script, steps = call.script, call.completion_tokens - 1
     generation = max(script.interval * 1000 * steps, 0.5)
-    times = {
+    return {
         "time_to_first_token_ms": script.first * 1000 + 0.25,
         "generation_time_ms": generation,
         "queue_time_ms": 0.025,
         "mean_itl_ms": generation / max(steps, 1),
         "tokens_per_second": 1000 * call.completion_tokens / generation,
     }
-    if not streamed:
-        return quote({**times, "speculative_decoding": None})
-    return b',"metrics":' + quote(times)
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------
@@ -349,28 +362,28 @@ def _text_choice(call: Call, choice: Choice, text: str) -> bytes:
 # --- the rest --------------------------------------------------------------------------------------------------------
 
 
-def embeddings(body: Body, script: Script, *, answer_id: bytes, created: int, models: tuple[str, ...]) -> tuple[bytes, int]:
-    """(the body, prompt tokens). Raises Refused."""
+def embeddings(body: Body, context: Context) -> Prepared:
+    """Raises Refused."""
     if body.input is None:
         raise requests.invalid("missing", "body.input", "Field required")
-    requests.check_model(body, models)
+    requests.check_pooling_model(body, context.models)
     inputs = requests.prompts_of(body.input)
     size = 8 if body.dimensions is None else body.dimensions
-    tokens = script.prompt_tokens or sum(map(requests.count_prompt, inputs))
+    tokens = context.script.prompt_tokens or sum(map(requests.count_prompt, inputs))
     data = [
         {"index": i, "object": "embedding", "embedding": _vector(text, size, body.encoding_format)}
         for i, text in enumerate(inputs)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
     answer = {
-        "id": answer_id.decode(),
+        "id": context.answer_id.decode(),
         "object": "list",
-        "created": created,
-        "model": body.model or models[0],
+        "created": context.created,
+        "model": body.model or context.models[0],
         "data": data,
         "usage": {**usage, "prompt_tokens_details": None, "completion_tokens_details": None},
     }
-    return quote(answer), tokens
+    return Prepared(quote(answer), prompt_tokens=tokens)
 
 
 def _vector(text: object, size: int, encoding: str | None) -> list[float] | str:
@@ -381,10 +394,11 @@ def _vector(text: object, size: int, encoding: str | None) -> list[float] | str:
     return vector
 
 
-def error_event(message: str) -> bytes:
+def failure(script: Script, sent: int) -> list[Event]:
     """The in-band error has Python's blanks between its fields, unlike everything else: so vLLM writes it."""
-    error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
-    return json.dumps({"error": error}).encode()
+    error = {"message": script.error or ENGINE_DIED, "type": "InternalServerError", "param": None, "code": 500}
+    event = Event(json.dumps({"error": error}).encode())
+    return [event, Event(DONE)] if script.error_done else [event]
 
 
 def models_json(models: tuple[str, ...], created: int, max_model_len: int) -> bytes:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from tests.support.scripted_vllm.dialect import DONE, Event, error_event
+from tests.support.scripted_vllm.events import Event
 from tests.support.scripted_vllm.script import Script
 
 END = b"0\r\n\r\n"
 _LARGEST_CHUNK = 64 * 1024  # so that a line of 100 MB passes the transport's buffer in portions
-_ENGINE_DIED = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
 class Step(NamedTuple):
@@ -43,24 +42,21 @@ class _Piece(NamedTuple):
 # --- faults in the stream of events ----------------------------------------------------------------------------------
 
 
-def faulty(events: Iterator[Event], script: Script) -> Iterator[Event | str]:
+Fail = Callable[[int], Iterable[Event | str]]
+
+
+def faulty(events: Iterator[Event], script: Script, fail: Fail) -> Iterator[Event | str]:
     """The events, and "hang" or the kind of cut at its place."""
+    all_events: Iterator[Event | str] = events
     if script.error_event_after is not None:
-        events = _ended_by_error(events, script)
-    for count, event in enumerate(events):
+        all_events = itertools.chain(itertools.islice(events, script.error_event_after), fail(script.error_event_after))
+    for count, event in enumerate(all_events):
         if count == script.hang_after_events:
             yield "hang"
         if count == script.cut_after_events:
             yield script.cut
             return
         yield event
-
-
-def _ended_by_error(events: Iterator[Event], script: Script) -> Iterator[Event]:
-    yield from itertools.islice(events, script.error_event_after)
-    yield Event(error_event(script.error or _ENGINE_DIED))
-    if script.error_done:
-        yield Event(DONE)
 
 
 # --- SSE framing -----------------------------------------------------------------------------------------------------
@@ -81,18 +77,22 @@ def _sse(events: Iterator[Event | str], script: Script) -> Iterator[_Piece]:
             yield _Piece(share, bom + comment, 0)
             yield from itertools.repeat(_Piece(share, comment, 0), script.prefill_comments - 1)
             wait, bom = share, b""
-        yield _Piece(wait, bom + sse_event(event.data, script, end), event.tokens)
+        yield _Piece(wait, bom + sse_event(event, script, end), event.tokens)
         bom, begun = b"", True
         with_tokens += bool(event.tokens)
         if script.comments and event.tokens and with_tokens % script.comments == 0:
             yield _Piece(0.0, comment, 0)
 
 
-def sse_event(data: bytes, script: Script, end: bytes) -> bytes:
+def sse_event(event: Event, script: Script, end: bytes) -> bytes:
+    data, fields = event.data, b""
     if data.endswith(b"\n\n"):  # a captured block, framed already
         return data.replace(b"\n", end)
-    fields = b"event: message%bid: 7%bretry: 3000%b" % (end, end, end) if script.event_fields else b""
-    if script.multiline and data != DONE:
+    if event.name or script.event_fields:
+        fields = b"event: %b%b" % (event.name or b"message", end)
+    if script.event_fields:
+        fields += b"id: 7%bretry: 3000%b" % (end, end)
+    if script.multiline and b"," in data:
         head, tail = data.split(b",", 1)  # between two fields, where JSON allows a line break
         return b"%bdata: %b,%bdata: %b%b" % (fields, head, end, tail, end * 2)
     return b"%bdata: %b%b" % (fields, data, end * 2)
@@ -147,9 +147,9 @@ def _slices(data: bytes, size: int) -> Iterator[bytes]:
 # --- HTTP framing ----------------------------------------------------------------------------------------------------
 
 
-def stream_steps(events: Iterator[Event], script: Script, head: bytes, *, chunked: bool = True) -> Iterator[Step]:
+def stream_steps(events: Iterator[Event], script: Script, head: bytes, fail: Fail, *, chunked: bool = True) -> Iterator[Step]:
     """An answer of several writes. The head goes at once, unless the script keeps it back."""
-    pieces = _sse(faulty(events, script), script)
+    pieces = _sse(faulty(events, script, fail), script)
     if script.coalesce > 1:
         pieces = _coalesced(pieces, script.coalesce)
     if script.cut_after_bytes is not None:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tests.support.scripted_vllm import requests
-from tests.support.scripted_vllm.requests import Body, quote
+from tests.support.scripted_vllm.requests import Body, Context, quote
 from tests.support.scripted_vllm.script import Script
 
 TEXT: Final = (
@@ -58,11 +58,10 @@ class Call(msgspec.Struct, frozen=True):
         return sum(len(choice.tokens) for choice in self.choices)
 
 
-def understand(
-    body: Body, script: Script, *, chat: bool, answer_id: bytes, created: int, models: tuple[str, ...], max_model_len: int
-) -> Call:
+def understand(body: Body, context: Context, *, chat: bool) -> Call:
     """Raises Refused."""
-    requests.check(body, chat=chat, models=models, max_model_len=max_model_len)
+    script, max_model_len = context.script, context.max_model_len
+    requests.check(body, chat=chat, models=context.models, max_model_len=max_model_len)
     if chat:
         prompts = [script.prompt_tokens or requests.count_messages(bytes(body.messages))]
     else:
@@ -79,7 +78,7 @@ def understand(
     choices = [
         _generate(body, script, prompt * each + i, prompt, chat=chat) for prompt in range(len(prompts)) for i in range(each)
     ]
-    return Call(chat, answer_id, created, body.model or models[0], body, script, prompts, choices)
+    return Call(chat, context.answer_id, context.created, body.model or context.models[0], body, script, prompts, choices)
 
 
 def _generate(body: Body, script: Script, index: int, prompt: int, *, chat: bool) -> Choice:
@@ -89,7 +88,7 @@ def _generate(body: Body, script: Script, index: int, prompt: int, *, chat: bool
     elif script.pieces is not None:
         tokens = [Token(text) for text in script.pieces[min(index, len(script.pieces) - 1)]]
     elif script.content is not None:
-        tokens = [*_words(script.reasoning, index), *map(Token, _PIECE.findall(script.content))]
+        tokens = [*_words(script.reasoning, index), *map(Token, pieces_of(script.content))]
     else:
         tokens = [*_words(script.tokens - stops, index)]
     if script.reasoning and chat:
@@ -110,6 +109,11 @@ def _words(count: int, start: int) -> tuple[Token, ...]:
     if words:
         words[0] = Token(words[0].text[1:])
     return tuple(words)
+
+
+def pieces_of(text: str) -> list[str]:
+    """A text as tokens: words with the blank before them, and single signs."""
+    return _PIECE.findall(text)
 
 
 class ToolCall(NamedTuple):
@@ -171,12 +175,35 @@ def schedule(call: Call) -> Iterator[tuple[int, list[Token], bool]]:
             yield i, queues[i][at[i] - 1], at[i] == len(queues[i])
 
 
-def text_of(choice: Choice) -> str:
-    return "".join([token.text for token in choice.tokens if token.kind == "content"])
+class Delta(NamedTuple):
+    """What one event of a stream of one choice brings."""
+
+    kind: str
+    """content, reasoning, call (a tool call begins), arguments (of that call) or end (nothing to show)."""
+    text: str
+    """Of a call, its place among tool_calls()."""
+    tokens: int
+    wait: float
+
+
+def deltas(call: Call) -> Iterator[Delta]:
+    """The only choice's tokens as they come, for APIs that name what an event brings."""
+    wait = call.script.after_role
+    for _, group, _ in schedule(call):
+        text, kind = "".join([token.text for token in group]), group[0].kind
+        if kind == "tool":
+            (part,) = msgspec.json.decode(text)["tool_calls"]
+            kind, text = ("call", str(part["index"])) if "id" in part else ("arguments", part["function"]["arguments"])
+        yield Delta(kind, text, len(group), wait)
+        wait = call.script.interval
+
+
+def text_of(choice: Choice, kind: str = "content") -> str:
+    return "".join([token.text for token in choice.tokens if token.kind == kind])
 
 
 def echoed(call: Call, choice: Choice) -> list[Token]:
     if not call.body.echo:
         return []
     prompt = requests.prompts_of(call.body.prompt)[choice.prompt]
-    return [Token(text, "echo") for text in _PIECE.findall(prompt)] if isinstance(prompt, str) else []
+    return [Token(text, "echo") for text in pieces_of(prompt)] if isinstance(prompt, str) else []

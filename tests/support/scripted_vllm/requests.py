@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,19 +29,36 @@ _ABSENT: Final = msgspec.Raw(b"")
 quote = msgspec.json.Encoder().encode
 
 
+class Context(NamedTuple):
+    """What an answer depends on besides the request's body."""
+
+    script: Script
+    answer_id: bytes
+    created: int
+    models: tuple[str, ...]
+    max_model_len: int
+
+
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class Body(msgspec.Struct):
-    """The fields of a request that change the answer; the rest is accepted and ignored, as vLLM does."""
+class Asked(msgspec.Struct, kw_only=True):
+    """What the requests of all APIs share. A subclass has the fields that change its answer; the rest is accepted and ignored,
+    as vLLM does."""
 
     model: str | None = None
+    stream: bool | None = None
+    script: msgspec.Raw = _ABSENT
+
+
+class Body(Asked, kw_only=True):
+    """A request for chat, completions or embeddings."""
+
     messages: msgspec.Raw = _ABSENT
     prompt: str | list[Any] | None = None
     input: str | list[Any] | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
     max_tokens: int | None = None
@@ -54,7 +71,9 @@ class Body(msgspec.Struct):
     tool_choice: msgspec.Raw = _ABSENT
     dimensions: int | None = None
     encoding_format: str | None = None
-    script: msgspec.Raw = _ABSENT
+
+
+AskedT = TypeVar("AskedT", bound=Asked)
 
 
 class Refused(Exception):
@@ -79,10 +98,15 @@ def error_json(status: int, message: str, kind: str | None = None, param: str | 
 _body_decoder = msgspec.json.Decoder(Body)
 
 
-def read(raw: bytes) -> Body:
+def read(raw: bytes, content_type: bytes | None) -> Body:
     """Raises Refused in vLLM's words, as far as they are captured."""
+    return read_as(_body_decoder, raw)
+
+
+def read_as(decoder: msgspec.json.Decoder[AskedT], raw: bytes) -> AskedT:
+    """Raises Refused."""
     try:
-        return _body_decoder.decode(raw)
+        return decoder.decode(raw)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         where = f"body.{path.rstrip('`')}" if path else "body"
@@ -98,9 +122,10 @@ def read(raw: bytes) -> Body:
         raise invalid("json_invalid", f"body.{position}", "JSON decode error", message) from error
 
 
-def invalid(kind: str, where: str, message: str, reason: str | None = None) -> Refused:
+def invalid(kind: str, where: str, message: str, reason: str | None = None, *, size: int = 1) -> Refused:
+    """`size`: how many fields vLLM counts in the body."""
     more = f", 'ctx': {{'error': {reason!r}}}" if reason is not None else ""
-    size = 0 if kind == "json_invalid" else 1
+    size = 0 if kind == "json_invalid" else size
     text = f"{{'type': {kind!r}, 'loc': {where!r}, 'msg': {message!r}, 'input': '<dict of {size} items>'{more}}}"
     return Refused(400, f"1 validation error:\n  {text}", where, "Bad Request")
 
@@ -111,7 +136,7 @@ def present(raw: msgspec.Raw) -> bytes:
     return b"" if data == b"null" else data
 
 
-def script_of(body: Body, default: Script) -> Script:
+def script_of(body: Asked, default: Script) -> Script:
     raw = present(body.script)
     if not raw:
         return default
@@ -144,10 +169,22 @@ def check(body: Body, *, chat: bool, models: tuple[str, ...], max_model_len: int
         raise Refused(400, "Cannot apply chat template to an empty conversation. Provide at least one message.")
 
 
-def check_model(body: Body, models: tuple[str, ...]) -> None:
-    if body.model is not None and body.model not in models:
+def check_model(body: Asked, models: tuple[str, ...]) -> None:
+    if body.model and body.model not in models:
         aliases = ", ".join(models)
         raise Refused(404, f"The model `{body.model}` does not exist. Valid aliases: {aliases}.", "model")
+
+
+def check_pooling_model(body: Asked, models: tuple[str, ...]) -> None:
+    """Embeddings, scores and ranks have a check of their own, with fewer words."""
+    if body.model and body.model not in models:
+        raise Refused(404, f"The model `{body.model}` does not exist.")
+
+
+def check_media_type(content_type: bytes | None) -> None:
+    if content_type != b"application/json" and (content_type or b"").lower().split(b";", 1)[0] != b"application/json":
+        message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+        raise Refused(400, message, None, "Bad Request")
 
 
 def bad(param: str, message: str, value: object = None) -> Refused:

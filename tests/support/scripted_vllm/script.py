@@ -91,6 +91,10 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """After so many events an in-band error event, then `[DONE]`: a clean end, as when vLLM's engine dies."""
     error_done: bool = True
     """Whether `[DONE]` follows that error."""
+    error_kind: Literal["", "error", "response.failed"] = ""
+    """The event of /v1/responses in place of that error, as OpenAI's own sends one; vLLM closes the connection instead."""
+    incomplete_event: bool = False
+    """At the limit of tokens /v1/responses ends with `response.incomplete`, as OpenAI's own; vLLM's ends as ever."""
     cut_after_events: Many | None = None
     cut_after_bytes: Many | None = None
     """Cut the body there (bytes of the body, without HTTP framing)."""

@@ -19,7 +19,7 @@ import uvloop
 from tests.support.scripted_vllm import requests
 from tests.support.scripted_vllm.answers import Received
 from tests.support.scripted_vllm.connection import Connection
-from tests.support.scripted_vllm.requests import Body
+from tests.support.scripted_vllm.requests import Asked
 from tests.support.scripted_vllm.script import Script
 
 
@@ -216,7 +216,7 @@ class ScriptedVLLM:
             with self._changed:
                 self._changed.notify_all()
 
-    def scripted(self, body: Body) -> Script:
+    def scripted(self, body: Asked) -> Script:
         return self._next.popleft() if self._next else requests.script_of(body, self.default)
 
     def date(self, now: int) -> bytes:

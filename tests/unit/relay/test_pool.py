@@ -13,6 +13,7 @@ from proxy.relay.pool import DRAIN_NS, Pool
 from proxy.settings import TimeoutSettings
 from proxy.snapshot import Backend
 from proxy.wire.chat import OPERATION
+from proxy.wire.operation import Upstream
 from tests.support.plane import Engine
 
 SECOND = 1_000_000_000
@@ -105,8 +106,8 @@ def exchange() -> Exchange:
 def test_a_request_as_it_goes_out() -> None:
     made = exchange()
     made.record.span_id = 0x10
-    assert pool().payload(OPERATION, made, b"{}", 2) == (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: gpu:8000\r\ncontent-type: application/json\r\naccept-encoding: identity\r\n"
+    assert pool().payload(OPERATION, made, Upstream(b"{}"), 2) == (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: gpu:8000\r\naccept-encoding: identity\r\ncontent-type: application/json\r\n"
         b"content-length: 2\r\nx-request-id: %b-2\r\ntraceparent: 00-%b-0000000000000012-01\r\n\r\n{}"
         % (made.hex_id, made.hex_id)
     )
@@ -115,16 +116,18 @@ def test_a_request_as_it_goes_out() -> None:
 def test_a_span_never_overflows() -> None:
     made = exchange()
     made.record.span_id = 0xFFFF_FFFF_FFFF_FFFF
-    assert b"-0000000000000000-" in pool().payload(OPERATION, made, b"", 1)
+    assert b"-0000000000000000-" in pool().payload(OPERATION, made, Upstream(b""), 1)
 
 
 def test_a_backend_may_have_a_key_and_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENGINE_KEY", "secret")
-    head = pool(Backend("b", "gpu", 80, "vllm", "/deep", "ENGINE_KEY")).payload(OPERATION, exchange(), b"", 1)
+    head = pool(Backend("b", "gpu", 80, "vllm", "/deep", "ENGINE_KEY")).payload(OPERATION, exchange(), Upstream(b""), 1)
     assert head.startswith(b"POST /deep/v1/chat/completions HTTP/1.1\r\nhost: gpu:80\r\n")
     assert b"\r\nauthorization: Bearer secret\r\n" in head
 
 
 def test_a_key_that_is_not_set_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENGINE_KEY", raising=False)
-    assert b"authorization" not in pool(Backend("b", "gpu", 80, "vllm", "", "ENGINE_KEY")).payload(OPERATION, exchange(), b"", 1)
+    assert b"authorization" not in pool(Backend("b", "gpu", 80, "vllm", "", "ENGINE_KEY")).payload(
+        OPERATION, exchange(), Upstream(b""), 1
+    )

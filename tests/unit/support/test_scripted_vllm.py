@@ -19,6 +19,8 @@ from tests.support.wire_client import Reply, WireClient, anonymous, ask, request
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
 FRANCE = "The capital of France is Paris."
 
 
@@ -58,6 +60,13 @@ CACHED: dict[str, Any] = {"tokens": 6, "cached_tokens": 128, "prompt_tokens": 15
         ("completions_batch", TEXT, {"pieces": [["-", "1", "0"], ["-", "1", "1"]], "finish": "length"}),
         ("content_parts", CHAT, {"pieces": [["Co", "ffee"]], "finish": "length"}),
         ("err_role", CHAT, {"pieces": [["Make", " j"]], "finish": "length"}),
+        ("responses", RESPONSES, {"content": FRANCE}),
+        ("responses_stream", RESPONSES, {"content": FRANCE}),
+        ("messages", MESSAGES, {"content": FRANCE}),
+        ("messages_stream", MESSAGES, {"content": FRANCE}),
+        ("messages_count", f"{MESSAGES}/count_tokens", {}),
+        ("tokenize", "/tokenize", {}),
+        ("detokenize", "/detokenize", {}),
     ],
 )
 def test_an_answer_is_the_captured_one(vllm: ScriptedVLLM, name: str, path: str, script: dict[str, Any]) -> None:

@@ -10,10 +10,19 @@ import pytest
 from proxy.errors import MethodNotAllowed, NotFound
 from proxy.exchange import EngineTimings, Record, UsageSource
 from proxy.wire import chat, completions, embeddings, models
-from proxy.wire.body import Request
-from proxy.wire.operation import EngineOperation, Operation, estimate, observe_answer, observe_end_of_answer
+from proxy.wire.operation import (
+    JSON,
+    EngineOperation,
+    Operation,
+    Upstream,
+    estimate_input,
+    estimate_output,
+    observe_answer,
+    observe_end_of_answer,
+)
 from proxy.wire.operations import OPERATIONS, find_operation
 from proxy.wire.stream import Terms
+from proxy.wire.usage import read_usage
 from tests.support.scripted_vllm import captured
 
 
@@ -21,9 +30,9 @@ def blank() -> Record:
     return Record(b"i" * 16, b"t" * 16, 1, 0)
 
 
-def read(operation: EngineOperation, **body: Any) -> tuple[Request, Record]:
+def read(operation: EngineOperation[Any], **body: Any) -> tuple[Any, Record]:
     record = blank()
-    return operation.read(json.dumps({"model": "m", **body}).encode(), record), record
+    return operation.read(json.dumps({"model": "m", **body}).encode(), record, JSON), record
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------
@@ -35,10 +44,8 @@ def test_every_row_is_found(operation: Operation) -> None:
     assert find_operation(operation.method, operation.path + b"?api-version=1") is operation
 
 
-def test_names_and_paths_are_unique() -> None:
-    assert (
-        len({operation.name for operation in OPERATIONS}) == len({operation.path for operation in OPERATIONS}) == len(OPERATIONS)
-    )
+def test_paths_are_unique() -> None:
+    assert len({operation.path for operation in OPERATIONS}) == len(OPERATIONS)
 
 
 @pytest.mark.parametrize("target", [b"/v1/models/m", b"/v1/models/Qwen/Qwen3-8B", b"/v1/models/a%20b?x=1"])
@@ -70,7 +77,7 @@ def test_a_model_has_a_path_of_its_own(target: bytes) -> None:
             b"/v1/load_lora_adapter",
             b"/collective_rpc",
         ),
-        *(b"/inference/v1/generate", b"/tokenize", b"/docs", b"http://host/v1/models"),
+        *(b"/inference/v1/generate", b"/tokenizer_info", b"/docs", b"http://host/v1/models"),
     ],
 )
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
@@ -122,11 +129,11 @@ def test_texts_on_the_record_are_bounded() -> None:
     record = blank()
     body = json.dumps({"model": "m" * 1000, "user": "u" * 1000}).encode()
     for operation in (chat.OPERATION, embeddings.OPERATION):
-        operation.read(body, record)
+        operation.read(body, record, JSON)
         assert (len(record.model), len(record.user)) == (256, 256)
 
 
-@pytest.mark.parametrize(("n", "choices"), [(None, 1), (0, 1), (-5, 1), (3, 3), (10**9, 1_000_000), (2**80, 1)])
+@pytest.mark.parametrize(("n", "choices"), [(None, 1), (0, 1), (-5, 1), (3, 3), (10**9, 1_000_000)])
 def test_choices_are_bounded(n: int | None, choices: int) -> None:  # failure 37
     assert read(chat.OPERATION, n=n)[1].choices == choices
 
@@ -153,7 +160,7 @@ def test_a_batch_has_n_choices_for_each_prompt(prompt: object, choices: int) -> 
 def test_embeddings_never_stream() -> None:
     request, record = read(embeddings.OPERATION, stream=True, input="x")
     assert (request.stream, record.stream) == (False, False)
-    assert embeddings.OPERATION.prepare(b"body", request, "vllm") == (b"body", Terms())
+    assert embeddings.OPERATION.prepare(b"body", request, "vllm") == Upstream(b"body")
 
 
 # --- what is asked of the engine ---------------------------------------------------------------------------------------
@@ -164,7 +171,9 @@ LAST = b'"stream_options":{"include_usage":true}'
 
 def prepare(said: bytes, kind: str) -> tuple[bytes, Terms]:
     body = b'{"model":"m"%b}' % (b"," + said if said else b"")
-    return chat.OPERATION.prepare(body, chat.OPERATION.read(body, blank()), kind)
+    upstream = chat.OPERATION.prepare(body, chat.OPERATION.read(body, blank(), JSON), kind)
+    assert upstream == Upstream(upstream.body, upstream.terms)
+    return upstream.body, upstream.terms
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai"])
@@ -228,7 +237,7 @@ def test_captured_answers_are_understood(name: str, cached: int) -> None:
     assert record.usage_source == UsageSource.ENGINE
     assert record.finish_reasons == [choice["finish_reason"] for choice in json.loads(body)["choices"]]
     end = blank()
-    observe_end_of_answer(body[-1000:], end)
+    observe_end_of_answer(body[-1000:], end, read_usage)
     assert (end.input_tokens, end.cached_tokens, end.output_tokens) == (
         record.input_tokens,
         record.cached_tokens,
@@ -281,7 +290,7 @@ def test_odd_answers(body: bytes, counts: tuple[int, int] | None) -> None:  # fa
 )
 def test_usage_at_the_end_of_what_was_too_large(end: bytes, counts: tuple[int, int] | None) -> None:
     record = blank()
-    observe_end_of_answer(end, record)
+    observe_end_of_answer(end, record, read_usage)
     assert record.usage_source == (UsageSource.NONE if counts is None else UsageSource.ENGINE)
     assert (record.input_tokens, record.output_tokens) == (counts or (0, 0))
 
@@ -289,5 +298,9 @@ def test_usage_at_the_end_of_what_was_too_large(end: bytes, counts: tuple[int, i
 def test_an_estimate_says_that_it_is_one() -> None:
     record = blank()
     record.request_bytes = 401
-    estimate(record, 83)
+    estimate_output(record, 83)
     assert (record.input_tokens, record.output_tokens, record.usage_source) == (100, 20, UsageSource.ESTIMATED)
+    record = blank()
+    record.request_bytes = 401
+    estimate_input(record, 83)
+    assert (record.input_tokens, record.output_tokens, record.usage_source) == (100, 0, UsageSource.ESTIMATED)

@@ -5,6 +5,7 @@ Three sources: streams captured from real servers, streams that the scripted vLL
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from itertools import pairwise
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 from proxy.exchange import INTER_TOKEN_BOUNDS_NS, EngineTimings, Record, UsageSource
 from proxy.wire.chat import OPERATION as CHAT
 from proxy.wire.completions import OPERATION as COMPLETIONS
+from proxy.wire.observer import MAX_WITHHELD_BYTES
+from proxy.wire.operation import JSON, EngineOperation
 from proxy.wire.sse import OversizedEvent
-from proxy.wire.stream import MAX_WITHHELD_BYTES, StreamObserver, Terms
+from proxy.wire.stream import StreamObserver, Terms
 from tests.support.scripted_vllm import Script, captured, dialect, framing, generation, requests
 from tests.support.wire_client import anonymous
 
@@ -180,11 +183,12 @@ def test_a_cut_anywhere_changes_nothing(name: str) -> None:  # failure 13
 
 def engine(body: bytes, script: Script, *, chat: bool = True, known: bytes = b"chatcmpl-1") -> bytes:
     """The bytes with which the scripted vLLM answers."""
-    asked = requests.read(body)
-    call = generation.understand(asked, script, chat=chat, answer_id=known, created=1, models=("m",), max_model_len=4096)
-    pieces = framing.faulty(dialect.stream(call), script)
+    asked = requests.read(body, JSON)
+    context = requests.Context(script=script, answer_id=known, created=1, models=("m",), max_model_len=4096)
+    call = generation.understand(asked, context, chat=chat)
+    pieces = framing.faulty(dialect.stream(call), script, functools.partial(dialect.failure, script))
     end = script.newline.encode()
-    return b"".join(framing.sse_event(piece.data, script, end) for piece in pieces if not isinstance(piece, str))
+    return b"".join(framing.sse_event(piece, script, end) for piece in pieces if not isinstance(piece, str))
 
 
 FINGERPRINT = b',"system_fingerprint":"%b"' % dialect.FINGERPRINT
@@ -192,17 +196,18 @@ FINGERPRINT = b',"system_fingerprint":"%b"' % dialect.FINGERPRINT
 
 def straight_and_through(body: dict[str, Any], script: Script, chat: bool, places: Iterable[int] = ()) -> tuple[bytes, Watched]:
     """(what the engine answers to the client's own request, what comes of its answer to the proxy's)."""
-    operation = CHAT if chat else COMPLETIONS
+    operation: EngineOperation[Any] = CHAT if chat else COMPLETIONS
     data = json.dumps(body).encode()
     record = blank()
-    sent, terms = operation.prepare(data, operation.read(data, record), "vllm")
-    reads = cut(engine(sent, script, chat=chat), places)
-    return engine(data, script, chat=chat), watch(reads, terms, choices=record.choices, known=FINGERPRINT)
+    upstream = operation.prepare(data, operation.read(data, record, JSON), "vllm")
+    reads = cut(engine(upstream.body, script, chat=chat), places)
+    return engine(data, script, chat=chat), watch(reads, upstream.terms, choices=record.choices, known=FINGERPRINT)
 
 
 def generated(body: dict[str, Any], script: Script, chat: bool) -> int:
-    asked = requests.read(json.dumps(body).encode())
-    call = generation.understand(asked, script, chat=chat, answer_id=b"i", created=1, models=("m",), max_model_len=4096)
+    asked = requests.read(json.dumps(body).encode(), JSON)
+    context = requests.Context(script=script, answer_id=b"i", created=1, models=("m",), max_model_len=4096)
+    call = generation.understand(asked, context, chat=chat)
     return call.completion_tokens
 
 
@@ -259,24 +264,22 @@ def test_any_stream_of_a_vllm(
 @pytest.mark.parametrize("stop", range(1, 11))
 def test_choices_that_broke_off_have_each_its_own_count(stop: int) -> None:  # failure 18
     script = Script(pieces=(("a", "b", "c"), ("d", "e"), ("f",)), order=(0, 1, 2, 0, 1, 0), finish="length")
-    sent, terms = CHAT.prepare(
-        b'{"model":"m","stream":true,"n":3,"messages":[{"role":"user","content":"x"}]}', _request(3), "vllm"
-    )
-    blocks = [block + b"\n\n" for block in engine(sent, script).split(b"\n\n") if block][:stop]
-    watched = watch(blocks, terms, choices=3, known=FINGERPRINT)
+    upstream = CHAT.prepare(b'{"model":"m","stream":true,"n":3,"messages":[{"role":"user","content":"x"}]}', _request(3), "vllm")
+    blocks = [block + b"\n\n" for block in engine(upstream.body, script).split(b"\n\n") if block][:stop]
+    watched = watch(blocks, upstream.terms, choices=3, known=FINGERPRINT)
     assert watched.tokens == (31, min(max(0, stop - 3), 6), UsageSource.ENGINE)
 
 
 def test_prompts_of_a_batch_that_broke_off_count_each_once() -> None:
     record = blank()
     data = b'{"model":"m","stream":true,"n":2,"prompt":["one","two three"]}'
-    sent, terms = COMPLETIONS.prepare(data, COMPLETIONS.read(data, record), "vllm")
-    blocks = [block + b"\n\n" for block in engine(sent, Script(tokens=5), chat=False).split(b"\n\n") if block][:8]
-    assert watch(blocks, terms, choices=record.choices).tokens == (3, 8, UsageSource.ENGINE)
+    upstream = COMPLETIONS.prepare(data, COMPLETIONS.read(data, record, JSON), "vllm")
+    blocks = [block + b"\n\n" for block in engine(upstream.body, Script(tokens=5), chat=False).split(b"\n\n") if block][:8]
+    assert watch(blocks, upstream.terms, choices=record.choices).tokens == (3, 8, UsageSource.ENGINE)
 
 
 def _request(n: int) -> Any:
-    return CHAT.read(b'{"model":"m","stream":true,"n":%d}' % n, blank())
+    return CHAT.read(b'{"model":"m","stream":true,"n":%d}' % n, blank(), JSON)
 
 
 def test_a_fingerprint_is_learnt_for_streams_of_several_choices() -> None:
