@@ -7,15 +7,17 @@ STAMPS := $(VENV)/.stamps
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-long bench lint check lock clean environment
+.PHONY: help up test test-long bench lint check lock prices dashboards clean environment
 
 help:
 	@echo 'make up          start the proxy; with no backend configured also two engines with a small model, and Phoenix'
 	@echo 'make test        the tests that run in minutes       make test-long   the full-length ones (over an hour)'
 	@echo 'make lint        ruff, mypy, import-linter           make check       lint + test'
 	@echo 'make bench       side-by-side measurements           make lock        renew the lock files (ARGS=--upgrade)'
+	@echo 'make prices      renew the price list from litellm (ARGS=1.109.1: from this version)'
+	@echo 'make dashboards  write the Grafana dashboards anew from their sources'
 	@echo 'make clean       remove what was built; data in .glasshouse stays'
-	@echo 'ARGS="..." is handed to the command behind up, test, test-long, bench and lock.'
+	@echo 'ARGS="..." is handed to the command behind up, test, test-long, bench, lock and prices.'
 
 up: $(STAMPS)/runtime
 	$(BIN)/glasshouse up $(ARGS)
@@ -28,6 +30,9 @@ test-long: $(STAMPS)/dev
 
 bench: $(STAMPS)/dev
 	$(BIN)/pytest -m bench $(ARGS)
+
+dashboards: $(STAMPS)/dev
+	$(BIN)/python -m dashboards.grafana.overview
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check
@@ -89,6 +94,11 @@ lock: $(STAMPS)/build
 	$(compile) $(embedded)-phoenix.in --output-file $(embedded)-phoenix.txt
 	$(compile) $(embedded)-engine.in --no-deps --output-file $(embedded)-engine.txt
 
+# What providers charge, as data in the tree; read the diff before committing it.
+
+prices: $(STAMPS)/runtime
+	$(BIN)/python -m proxy.pricelist.refresh $(ARGS)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .glasshouse/env
-	find proxy collectors tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find proxy collectors dashboards tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,13 +6,17 @@
     │   ├── Unauthenticated        401
     │   ├── NotFound               404  (path or model)
     │   ├── MethodNotAllowed       405
+    │   ├── RequestTimeout         408
     │   ├── BodyTooLarge           413
+    │   ├── UnsupportedMedia       415
+    │   ├── ExpectationFailed      417
     │   ├── HeadersTooLarge        431
     │   ├── EngineRefused          as the engine answered (4xx; its own words went to the client)
     │   └── ClientGone             499  (nobody is left to read it)
     ├── ProxyFault             we must change something
     │   ├── InternalError          500
     │   ├── NotReady               503  (no snapshot yet, journal full)
+    │   ├── TooManyConnections     503
     │   └── ShuttingDown           503
     └── UpstreamFault          the engine failed
         ├── EngineFailed           as the engine answered (5xx, 429, an error event in a stream)
@@ -59,6 +63,8 @@ class ProxyError(Exception):
     code: ClassVar[str | None] = None
     outcome: ClassVar[Outcome] = Outcome.INTERNAL_ERROR
     retry_after_s: ClassVar[int | None] = None
+    lines: bytes = b""
+    """Header lines that its answer has besides the usual ones, each with CR LF before it."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -95,13 +101,34 @@ class NotFound(ClientFault):
 
 
 class MethodNotAllowed(ClientFault):
+    """`allow`: the methods that are, as in the header of that name."""
+
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: bytes) -> None:
+        super().__init__(message)
+        self.lines = b"\r\nallow: " + allow
+
+
+class RequestTimeout(ClientFault):
+    status = 408
+    code = "request_timeout"
 
 
 class BodyTooLarge(ClientFault):
     status = 413
     code = "request_too_large"
+
+
+class UnsupportedMedia(ClientFault):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class ExpectationFailed(ClientFault):
+    status = 417
+    code = "expectation_failed"
 
 
 class HeadersTooLarge(ClientFault):
@@ -131,6 +158,14 @@ class NotReady(ProxyFault):
     status = 503
     type = "service_unavailable"
     code = "not_ready"
+    outcome = Outcome.REJECTED
+    retry_after_s = 1
+
+
+class TooManyConnections(ProxyFault):
+    status = 503
+    type = "service_unavailable"
+    code = "too_many_connections"
     outcome = Outcome.REJECTED
     retry_after_s = 1
 

@@ -25,6 +25,7 @@ from proxy.errors import Outcome, ProxyError
 if TYPE_CHECKING:
     from proxy.flow import Flow
     from proxy.snapshot import Model, Principal, Snapshot
+    from proxy.wire.operation import Operation
 
 RECORD_VERSION = 1
 """Version of the encoding below. Fields are only ever appended; a reader takes this version and the one before."""
@@ -138,6 +139,11 @@ class Record(msgspec.Struct, array_like=True):
     inter_token_max_ns: int = 0
     attempts: list[Attempt] = []
     engine: EngineTimings | None = None
+    # who asked
+    client_address: str = ""
+
+    audio_seconds: int = 0
+    """Of what was heard, as the engine says."""
 
     @property
     def backend(self) -> str:
@@ -214,10 +220,11 @@ def new_id(unix_ms: int) -> bytes:
 class Remembered:
     """What a connection remembers of its last successful authentication."""
 
-    __slots__ = ("authorization", "principal", "snapshot")
+    __slots__ = ("api_key", "authorization", "principal", "snapshot")
 
     def __init__(self) -> None:
         self.authorization: bytes | None = None
+        self.api_key: bytes | None = None
         self.principal: Principal | None = None
         self.snapshot: Snapshot | None = None
 
@@ -230,14 +237,14 @@ class Call(Protocol):
     complete: bool
 
     @property
-    def streaming(self) -> bool: ...
-
-    @property
     def answered(self) -> bool:
         """A stream, every choice of which has ended: nothing that a client waits for is still to come."""
 
     def settle(self) -> None:
         """Write the token counts known so far on the record."""
+
+    def broken(self, error: ProxyError) -> bytes:
+        """How a stream of this kind says that it has failed; nothing for an answer that is none."""
 
     def overdue(self, now_ns: int) -> ProxyError | None:
         """The timeout that has passed, if one has."""
@@ -252,6 +259,7 @@ class Exchange:
 
     tracestate = b""
     """The caller's, as a header line."""
+    operation: Operation | None = None
     principal: Principal | None = None
     model: Model | None = None
     call: Call | None = None
@@ -285,6 +293,11 @@ class Exchange:
     def elapsed_ns(self) -> int:
         """Now, as an offset from the request's first byte."""
         return monotonic_ns() - self.origin_ns
+
+    @property
+    def content_type(self) -> bytes:
+        """The body's, as the caller named it; nothing if it didn't."""
+        return self.headers.get(b"content-type", b"")
 
     @property
     def accepted(self) -> bool:

@@ -8,15 +8,19 @@ A bad value raises `SettingsError` whose text names the field, the value and wha
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from decimal import Decimal
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
+
+from proxy.pricelist import CURRENCY, pricelist
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Bytes = Annotated[int, Meta(ge=1)]
@@ -29,27 +33,35 @@ class SettingsError(Exception):
 
 
 class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One inference server. `url` is its root, with or without `/v1`."""
+    """One inference server. `url` is its root, with or without `/v1`. `ca_file`: the authorities (PEM) that may vouch for an
+    `https` one, instead of the system's."""
 
     url: str
     name: Name | None = None
     kind: Literal["auto", "vllm", "openai"] = "auto"
     models: list[str] = []
     api_key_env: str | None = None
+    ca_file: str | None = None
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme != "http" or not parts.hostname or parts.query or parts.fragment or parts.username:
-            raise ValueError(f"{self.url!r} is not usable as a backend URL; allowed: http://HOST[:PORT][/PATH]")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+            raise ValueError(f"{self.url!r} is not usable as a backend URL; allowed: http[s]://HOST[:PORT][/PATH]")
         try:
             _ = parts.port
         except ValueError:
             raise ValueError(f"{self.url!r} has a port outside 1..65535") from None
+        if self.ca_file is not None and parts.scheme != "https":
+            raise ValueError(f"ca_file: {self.ca_file!r} is of no use with {self.url!r}; allowed: with an https:// url")
 
 
 class PriceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Per million tokens, in `currency`. Cached input defaults to the input price."""
+    """Per million tokens, in `currency`. Cached input defaults to the input price.
 
+    `from`: a row of the price list, which fills in what isn't said beside it (`Settings.of` does that).
+    """
+
+    from_: str | None = msgspec.field(default=None, name="from")
     input: Price = Decimal(0)
     cached_input: Price | None = None
     output: Price = Decimal(0)
@@ -60,9 +72,28 @@ class PriceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             if value is not None and not (value.is_finite() and 0 <= value <= 1_000_000):
                 raise ValueError(f"{field}: {value} is not a price; allowed: 0 to 1000000 per million tokens")
 
+    @property
+    def cached(self) -> Decimal:
+        """What cached input costs."""
+        return self.input if self.cached_input is None else self.cached_input
+
+
+class BoundsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one request may ask for; what isn't set is as in `proxy.snapshot.Bounds`. A model's own come before those of all."""
+
+    n: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: Annotated[int, Meta(ge=0)] | None = None
+    stop: Annotated[int, Meta(ge=0)] | None = None
+    tools: Annotated[int, Meta(ge=0)] | None = None
+    schema_bytes: Annotated[int, Meta(ge=0)] | None = None
+
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    price: PriceSettings = PriceSettings()
+    """A model without a price costs nothing."""
+
+    price: PriceSettings | None = None
+    bounds: BoundsSettings = BoundsSettings()
 
 
 class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,11 +110,35 @@ class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of one worker. `connections` is also bounded by the file descriptors that it may have, two for each.
+    `decompressed_body_bytes`: how large a compressed request body may become; without it none is taken."""
+
     header_bytes: Bytes = 64 * 1024
     body_bytes: Bytes = 64 * 1024 * 1024
     pipelined_bytes: Bytes = 256 * 1024
     event_bytes: Bytes = 4 * 1024 * 1024
     held_body_bytes: Bytes = 1024 * 1024
+    decompressed_body_bytes: Bytes | None = None
+    connections: Annotated[int, Meta(ge=1)] = 10_000
+    connections_per_client: Annotated[int, Meta(ge=1)] = 2_000
+
+
+class TlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The listener speaks TLS with this certificate (PEM, the chain included) and its key. Changed files are followed."""
+
+    certificate: Annotated[str, Meta(min_length=1)]
+    key: Annotated[str, Meta(min_length=1)]
+
+
+class CorsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which web pages may read answers. Like vLLM: all of them, since a request needs a key, which no browser adds by itself."""
+
+    origins: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        for origin in self.origins:
+            if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^\s/,?#@\x00-\x1f\x7f]+", origin, re.ASCII):
+                raise ValueError(f"origins: {origin!r} is not an origin; allowed: * or SCHEME://HOST[:PORT]")
 
 
 class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,8 +179,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "USD"
     backends: list[BackendSettings] = []
     models: dict[str, ModelSettings] = {}
+    bounds: BoundsSettings = BoundsSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     limits: LimitSettings = LimitSettings()
+    tls: TlsSettings | None = None
+    cors: CorsSettings = CorsSettings()
+    trusted_proxies: list[str] = []
+    """Addresses and networks whose `X-Forwarded-For` is believed."""
     journal: JournalSettings = JournalSettings()
     control: ControlSettings = ControlSettings()
     metrics: MetricsSettings = MetricsSettings()
@@ -142,6 +202,19 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 address(value)
             except ValueError as error:
                 raise ValueError(f"{field}: {error}") from None
+        for value in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(value)
+            except ValueError as error:
+                raise ValueError(
+                    f"trusted_proxies: {value!r} is not a network ({error}); allowed: addresses and networks such as 10.0.0.0/8"
+                ) from None
+        for name, model in self.models.items():
+            if model.price is not None and model.price.from_ is not None and self.currency != CURRENCY:
+                raise ValueError(
+                    f"models.{name}.price.from: {model.price.from_!r} has its price in {CURRENCY}, and currency is "
+                    f"{self.currency!r}; allowed: input, cached_input and output in {self.currency}"
+                )
         if self.workers > 1:
             raise ValueError(
                 f"workers: {self.workers} is not allowed; allowed: 1 "
@@ -173,6 +246,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.state_path / "snapshot"
 
     @property
+    def last_reload_path(self) -> Path:
+        return self.state_path / "last-reload"
+
+    @property
     def log_path(self) -> Path:
         return self.state_path / "log"
 
@@ -188,7 +265,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if mapping is None:
             mapping = {}
         try:
-            return msgspec.convert(mapping, cls)
+            return msgspec.convert(_priced(mapping), cls)
         except msgspec.ValidationError as error:
             raise SettingsError(_explain(str(error), mapping)) from None
 
@@ -211,6 +288,31 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _priced(mapping: Any) -> Any:
+    """The same, with prices filled in `from` the price list. What a file of ours holds is complete: the list isn't opened.
+    Raises SettingsError: no such row."""
+    match mapping:
+        case {"models": dict() as models}:
+            return {**mapping, "models": {name: _priced_model(name, model) for name, model in models.items()}}
+        case _:
+            return mapping
+
+
+def _priced_model(name: str, model: Any) -> Any:
+    match model:
+        case {"price": {"from": str() as row, **said}} if not {"input", "cached_input", "output"} <= said.keys():
+            prices = pricelist()
+            if row not in prices.rows:
+                alike = "".join(f", such as {each}" for each in prices.alike(row)[:1])
+                known = f"{len(prices.rows)} models of {prices.source}{alike}"
+                raise SettingsError(f"models.{name}.price.from: {row!r} is not in the price list; allowed: the {known}")
+            _, price, cached, output, _ = prices.rows[row]
+            filled = {"input": price, "cached_input": cached, "output": output}
+            return {**model, "price": {"from": row, **filled, **said}}
+        case _:
+            return model
+
+
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
@@ -224,8 +326,8 @@ def _explain(text: str, mapping: object) -> str:
     section: Any = Settings
     for name, index in _STEP.findall(path):
         if index == "...":  # msgspec names no key of a mapping; the message itself says what is wrong
-            value = section = None
-            break
+            value, section = None, _element(section)
+            continue
         try:
             value = value[int(index)] if index else value[name]
         except (KeyError, IndexError, TypeError):
@@ -233,7 +335,7 @@ def _explain(text: str, mapping: object) -> str:
         section = _hint(section, name) if name else _element(section)
     field = path.removeprefix("$").removeprefix(".") or "the file"
     if unknown := _UNKNOWN.search(what):
-        allowed = ", ".join(sorted(section.__struct_fields__)) if hasattr(section, "__struct_fields__") else "none"
+        allowed = ", ".join(sorted(section.__struct_encode_fields__)) if hasattr(section, "__struct_fields__") else "none"
         return f"{field}: there is no setting {unknown[1]!r} here; allowed: {allowed}"
     if field == "the file" and ":" in what:
         return what  # a check over several fields, which names its own
@@ -244,9 +346,10 @@ def _explain(text: str, mapping: object) -> str:
 
 def _hint(section: Any, name: str) -> Any:
     try:
-        return get_type_hints(section).get(name)
+        hint = get_type_hints(section).get(name)
     except TypeError:
         return None
+    return hint.__args__[0] if isinstance(hint, UnionType) else hint
 
 
 def _element(section: Any) -> Any:

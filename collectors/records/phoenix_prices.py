@@ -3,7 +3,7 @@
 Phoenix computes costs itself, from tokens and a table of its own, and ignores what a span says; and it has prices for names that
 merely look like ours. So every model that we send spans of gets an entry `<model> (glasshouse)`, with a price of zero where the
 settings give none; a custom entry precedes the built-in ones. Phoenix reads its table again every few seconds and prices nothing
-in arrears: entries must be there before the spans.
+in arrears: entries must be there before the spans. It adds up without rounding, the ledger rounds each request to the nano-unit.
 
 Amounts are in the currency of the settings; Phoenix writes `$` before any amount.
 
@@ -68,7 +68,7 @@ class PhoenixPrices:
         there = dict(self._custom_entries())
         changed = False
         for model in sorted({*self._models, *models}):
-            wanted = _entry(model, self._models.get(model, ModelSettings()).price)
+            wanted = _entry(model, self._models.get(model, ModelSettings()).price or PriceSettings())
             known = there.get(wanted.name)
             if known is None:
                 self._ask(_CREATE, input=_input(wanted))
@@ -113,8 +113,7 @@ class PhoenixPrices:
 
 
 def _entry(model: str, price: PriceSettings) -> _Entry:
-    cached = price.input if price.cached_input is None else price.cached_input
-    rates = {("input", "PROMPT"): price.input, ("cache_read", "PROMPT"): cached, ("output", "COMPLETION"): price.output}
+    rates = {("input", "PROMPT"): price.input, ("cache_read", "PROMPT"): price.cached, ("output", "COMPLETION"): price.output}
     return _Entry(f"{model} (glasshouse)", f"^{re.escape(model)}$", {which: float(rate) for which, rate in rates.items()})
 
 

@@ -1,4 +1,4 @@
-"""`glasshouse check`: are the settings good, and is behind each backend what they say?"""
+"""`glasshouse check`: are the settings good, is behind each backend what they say, and what will its models cost?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import click
 from proxy.cli.config import config_option, load_settings
 from proxy.cli.report import printable, table
 from proxy.control.discovery import Answer, DiscoveryError, address_of, ask, ask_version, max_model_len, new_client, url_of
-from proxy.settings import BackendSettings, Settings
+from proxy.control.prices import per_million_tokens, pico_per_token
+from proxy.pricelist import CURRENCY, pricelist
+from proxy.settings import BackendSettings, ModelSettings, PriceSettings, Settings
 
 ANSWER_S = 5.0
 
@@ -37,7 +39,7 @@ class Finding:
 )
 @config_option
 def check(backends: tuple[str, ...], config: Path | None) -> None:
-    """Validate the settings and look at each backend: reachable, models, kind, context length, version.
+    """Validate the settings and look at each backend: reachable, models and their prices, kind, context length, version.
 
     The exit status is 1 if anything stands in the way of serving requests.
     """
@@ -46,8 +48,14 @@ def check(backends: tuple[str, ...], config: Path | None) -> None:
         raise click.ClickException("there are no backends; name one with --backend URL or in glasshouse.yaml")
     findings = asyncio.run(examine(settings))
     click.echo(table(["BACKEND", "URL", "REACHABLE", "KIND", "VERSION", "MODEL", "MAX LENGTH"], _lines(findings)))
+    if models := _models(settings, findings):
+        click.echo(f"\nPrices in {settings.currency} per million tokens:")
+        click.echo(
+            table(["MODEL", "INPUT", "CACHED INPUT", "OUTPUT", "SAID BY"], [_price_line(settings, model) for model in models])
+        )
     problems = [f"{each.name}: {text}" for each in findings for text in each.problems]
-    remarks = [f"{each.name}: {text}" for each in findings for text in each.remarks] + unserved(settings, findings)
+    remarks = [f"{each.name}: {text}" for each in findings for text in each.remarks]
+    remarks += unserved(settings, findings) + not_covered(settings) + perhaps_sold(settings, findings)
     click.echo()
     for text in problems:
         click.echo(f"{click.style('problem', fg='red')}  {printable(text)}")
@@ -68,9 +76,32 @@ def unserved(settings: Settings, findings: Sequence[Finding]) -> list[str]:
     """Models that have a price and that nobody serves: most likely a name that is spelt differently."""
     if any(each.answer is None for each in findings):
         return []
-    served = {model for each in findings if each.answer for model in each.answer.cards}
-    served |= {model for each in settings.backends for model in each.models}
+    served = _models(settings, findings)
     return [f"models.{model}: no backend serves a model of this name" for model in settings.models if model not in served]
+
+
+def not_covered(settings: Settings) -> list[str]:
+    """What providers charge besides, for the models that have their price from the price list."""
+    rows = [(name, model.price.from_) for name, model in settings.models.items() if model.price and model.price.from_]
+    besides = [(name, row, pricelist().rows[row].besides) for name, row in rows if row in pricelist().rows]
+    return [
+        f"models.{name}: {row!r} has further prices, which aren't in the costs here: {', '.join(more)}"
+        for name, row, more in besides
+        if more
+    ]
+
+
+def perhaps_sold(settings: Settings, findings: Sequence[Finding]) -> list[str]:
+    """Models without a price whose name is in the price list, where the engine isn't evidently one's own."""
+    if settings.currency != CURRENCY:
+        return []
+    served = [model for each in findings if each.answer and each.answer.kind == "openai" for model in each.answer.cards]
+    unpriced = [model for model in dict.fromkeys(served) if settings.models.get(model, ModelSettings()).price is None]
+    return [
+        f"models.{model}: costs nothing here; if a provider bills you for it, set price: {{from: {model}}}"
+        for model in unpriced
+        if model in pricelist().rows
+    ]
 
 
 async def _examine(settings: BackendSettings, name: str) -> Finding:
@@ -99,6 +130,20 @@ def _compare(settings: BackendSettings, finding: Finding, answer: Answer) -> Non
             finding.problems.append(f"models: it doesn't serve {model!r}, only {', '.join(answer.cards) or 'nothing'}")
     if settings.kind not in ("auto", answer.kind):
         finding.remarks.append(f"kind: declared as {settings.kind!r}, and it looks like {answer.kind!r}")
+
+
+def _models(settings: Settings, findings: Sequence[Finding]) -> list[str]:
+    """What backends list or are declared to serve, each once."""
+    listed = [model for each in findings if each.answer for model in each.answer.cards]
+    return list(dict.fromkeys([*listed, *(model for each in settings.backends for model in each.models)]))
+
+
+def _price_line(settings: Settings, model: str) -> list[object]:
+    said = settings.models.get(model, ModelSettings()).price
+    price = said or PriceSettings()
+    figures = [per_million_tokens(pico_per_token(each)) for each in (price.input, price.cached, price.output)]
+    source = "nobody" if said is None else "the settings" if said.from_ is None else f"price list: {said.from_}"
+    return [model, *figures, source]
 
 
 def _lines(findings: Sequence[Finding]) -> list[list[object]]:

@@ -37,7 +37,8 @@ async def _http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return _answer(NotFound(f"there is no {request.url.path} here"))
     if error.status_code == 405:
-        return _answer(MethodNotAllowed(f"{request.method} isn't possible here"), headers=error.headers)
+        allow = (error.headers or {}).get("Allow", "").encode()
+        return _answer(MethodNotAllowed(f"{request.method} isn't possible here", allow=allow), headers=error.headers)
     return _answer(ClientFault(str(error.detail)), error.status_code, error.headers)
 
 

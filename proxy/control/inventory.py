@@ -15,8 +15,8 @@ import msgspec
 
 from proxy.control.discovery import Answer, address_of
 from proxy.control.prices import pico_per_token
-from proxy.settings import BackendSettings, ModelSettings, Settings
-from proxy.snapshot import Backend, Model, SnapshotFile
+from proxy.settings import BackendSettings, BoundsSettings, ModelSettings, PriceSettings, Settings
+from proxy.snapshot import Backend, Bounds, Model, SnapshotFile
 
 _PASSING = ("created", "permission")
 _OWNER = "glasshouse"
@@ -70,7 +70,8 @@ class Inventory:
     """All backends of the settings, in their order."""
 
     def __init__(self, settings: Settings, previous: SnapshotFile | None, now_ns: int) -> None:
-        self._prices = settings.models
+        self._models = settings.models
+        self._bounds = settings.bounds
         self._made_unix_s = now_ns // 1_000_000_000
         self._own_cards: dict[str, bytes] = {}
         names = [settings.backend_name(index) for index in range(len(settings.backends))]
@@ -95,15 +96,17 @@ class Inventory:
         return {model: self._model(model, backends) for model, backends in serving.items()}
 
     def _model(self, name: str, serving: list[KnownBackend]) -> Model:
-        price = self._prices.get(name, ModelSettings()).price
+        settings = self._models.get(name, ModelSettings())
+        price = settings.price or PriceSettings()
         cards = (each.cards[name] for each in serving if each.cards and name in each.cards)
         return Model(
             name=name,
             backends=tuple(each.backend.name for each in serving),
             input_pico=pico_per_token(price.input),
-            cached_input_pico=pico_per_token(price.input if price.cached_input is None else price.cached_input),
+            cached_input_pico=pico_per_token(price.cached),
             output_pico=pico_per_token(price.output),
             card=next(cards, None) or self._own_card(name),
+            bounds=Bounds(**(_said(self._bounds) | _said(settings.bounds))),
         )
 
     def _own_card(self, name: str) -> bytes:
@@ -120,6 +123,10 @@ class Inventory:
             if (known := self.known.get(name)) is not None:
                 mine = [model.name for model in previous.models.values() if name in model.backends]
                 known.remember(backend, {model: cards[model] for model in mine if model not in self._own_cards})
+
+
+def _said(bounds: BoundsSettings) -> dict[str, int]:
+    return {name: bound for name, bound in msgspec.structs.asdict(bounds).items() if bound is not None}
 
 
 def _keep(known: bytes | None, card: bytes) -> bytes:

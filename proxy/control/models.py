@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from proxy.control.discovery import max_model_len
 from proxy.control.prices import per_million_tokens
 from proxy.control.state import Given, State
+from proxy.settings import ModelSettings
 from proxy.snapshot import Model
 
 router = APIRouter()
@@ -17,12 +18,14 @@ router = APIRouter()
 
 @dataclass(frozen=True)
 class Price:
-    """Per million tokens, exact decimal text."""
+    """Per million tokens, exact decimal text. `source`: who said so; `row`: the row of the price list that was named."""
 
     currency: str
     input: str
     cached_input: str
     output: str
+    source: Literal["configured", "table", "none"]
+    row: str | None
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,13 @@ async def models(given: Given) -> ModelList:
 
 
 def _card(model: Model, given: State) -> ModelCard:
+    said = given.settings.models.get(model.name, ModelSettings()).price
     price = Price(
         currency=given.settings.currency,
         input=per_million_tokens(model.input_pico),
         cached_input=per_million_tokens(model.cached_input_pico),
         output=per_million_tokens(model.output_pico),
+        source="none" if said is None else "configured" if said.from_ is None else "table",
+        row=None if said is None else said.from_,
     )
     return ModelCard(model.name, list(model.backends), max_model_len(bytes(model.card)), price)

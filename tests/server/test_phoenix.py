@@ -20,12 +20,16 @@ from urllib.parse import quote, urlsplit
 import pytest
 from playwright.sync_api import Request, sync_playwright
 
+from proxy import accounting
+from proxy.control.discovery import Answer
+from proxy.control.inventory import Inventory
 from proxy.embedded import CompanionError
 from proxy.embedded.environments import PHOENIX
 from proxy.embedded.phoenix import phoenix, trace_url
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, Record
 from proxy.journal import Content, Journal, encode_content
+from proxy.pricelist import pricelist
 from tests.server.test_collectors import Collecting
 from tests.server.test_embedded import free_port, prepared, running
 from tests.unit.collectors.made import MS, make_record, make_rejected, make_retried
@@ -165,6 +169,41 @@ def test_costs_and_tokens_are_the_ledgers(real: Phoenix, collecting: Callable[..
     again = real.totals("sums")["costSummary"]
     assert round((again["total"]["cost"] - summary["total"]["cost"]) * 1e9) == make_record().cost_nano
     collector.stop()
+
+
+def test_a_price_from_the_price_list_is_the_ledgers_too(real: Phoenix, collecting: Callable[..., Collecting]) -> None:
+    """Also under a name that Phoenix has another price for; cached tokens at their own."""
+    row = pricelist().rows["gpt-4o-mini"]
+    models = {"gpt-4o": {"price": {"from": "gpt-4o-mini"}}, "gpt-4o-mini": {"price": {"from": "gpt-4o-mini"}}}
+    collector = collecting("listed", phoenix={"url": real.url, "project": "listed"}, models=models)
+    published = Inventory(collector.settings, None, 0)
+    published.known["gpu-0"].answered(Answer("openai", dict.fromkeys(models, b"{}")), 0)
+    records = []
+    for number in range(20):
+        name = list(models)[number % 2]
+        tokens = {"input_tokens": 600 + number, "cached_tokens": 31 * number, "output_tokens": 5 + number}
+        records.append(make_record(4000 + number, model=name, **tokens))
+        accounting.price(records[-1], published.models()[name], "USD")
+    dead_segment(collector.journal_path, *map(closing, records))
+    collector.start()
+    until(lambda: real.totals("listed")["traceCount"] == len(records))
+    until(lambda: real.totals("listed")["recordCount"] == collector.metrics().total("spans_exported_total"))
+    summary, rows = real.totals("listed")["costSummary"], collector.rows()
+    collector.stop()
+
+    assert row.cached_input is not None
+    paid = sum(
+        (each["input_tokens"] - each["cached_tokens"]) * row.input
+        + each["cached_tokens"] * row.cached_input
+        + each["output_tokens"] * row.output
+        for each in rows
+    )
+    assert sum(row["cost_nano"] for row in rows) == paid * 1000 > 0
+    assert round(summary["total"]["cost"] * 1e9) == paid * 1000
+    theirs = real.query("{ generativeModels(first: 1000) { edges { node { name kind tokenPrices { costPerMillionTokens } } } } }")
+    built_in = [node for edge in theirs["generativeModels"]["edges"] if (node := edge["node"])["name"] == "gpt-4o"]
+    assert built_in, "its name was chosen because Phoenix has a price for it"
+    assert all(float(row.input) not in [rate["costPerMillionTokens"] for rate in node["tokenPrices"]] for node in built_in)
 
 
 def test_a_changed_price_reaches_phoenix_before_what_it_is_for(real: Phoenix, collecting: Callable[..., Collecting]) -> None:

@@ -183,7 +183,9 @@ class TestPlan:
 
     def test_a_price_of_ones_own_stays(self) -> None:
         plan = Plan.of(Settings.of({"models": {MODEL_NAME: {"price": {"output": 7}}}}))
-        assert plan.settings.models[MODEL_NAME].price.output == 7
+        price = plan.settings.models[MODEL_NAME].price
+        assert price is not None
+        assert price.output == 7
 
     def test_ports_in_use_are_stepped_over(self) -> None:
         taken = Plan.of(Settings())

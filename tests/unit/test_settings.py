@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from proxy.pricelist import pricelist
 from proxy.settings import Settings, SettingsError, address
 
 
@@ -46,7 +47,14 @@ def test_nothing_is_needed() -> None:
         ("phoenix.url", None),
         ("capture.content", True),
         ("backends", [{"url": "http://gpu:8000"}, {"url": "http://[::1]/v1", "name": "b", "kind": "openai"}]),
+        ("backends", [{"url": "https://gpu/v1", "ca_file": "ca.pem"}, {"url": "https://[::1]:8443"}]),
         ("models", {"m": {"price": {"input": "0.1", "output": 2}}}),
+        ("tls", {"certificate": "c.pem", "key": "k.pem"}),
+        ("tls", None),
+        ("cors.origins", []),
+        ("cors.origins", ["https://chat.example", "http://localhost:3000"]),
+        ("trusted_proxies", ["10.0.0.0/8", "::1", "192.0.2.7"]),
+        ("limits.decompressed_body_bytes", None),
     ],
 )
 def test_what_is_allowed(path: str, value: object) -> None:
@@ -79,6 +87,15 @@ def test_what_is_allowed(path: str, value: object) -> None:
         ("listen", "host:port", ["listen", "'host:port'", "HOST:PORT"]),
         ("control.listen", "host:70000", ["control.listen", "'host:70000'", "0 to 65535"]),
         ("metrics.listen", "", ["metrics.listen", "HOST:PORT"]),
+        # the edge
+        ("tls", {"certificate": "c.pem"}, ["tls", "key"]),
+        ("tls", {"certificate": "", "key": "k.pem"}, ["tls.certificate", ">= 1"]),
+        ("cors.origins", "*", ["cors.origins", "'*'", "array"]),
+        ("cors.origins", ["chat.example"], ["cors", "'chat.example'", "SCHEME://HOST[:PORT]"]),
+        ("cors.origins", ["https://a\r\nset-cookie: b"], ["cors", "SCHEME://HOST[:PORT]"]),
+        ("trusted_proxies", ["10.0.0.300"], ["trusted_proxies", "'10.0.0.300'", "10.0.0.0/8"]),
+        ("trusted_proxies", ["10.0.0.1/8"], ["trusted_proxies", "'10.0.0.1/8'", "host bits"]),
+        ("limits.connections", 0, ["limits.connections", "0", ">= 1"]),
         # unknown names
         ("lisen", "x", ["lisen", "allowed: ", "listen"]),
         ("timeouts.conect", 1, ["timeouts", "'conect'", "allowed: ", "connect"]),
@@ -86,11 +103,12 @@ def test_what_is_allowed(path: str, value: object) -> None:
         # backends
         ("backends", "http://x", ["backends", "array"]),
         ("backends", [{}], ["backends[0]", "url"]),
-        ("backends", [{"url": "gpu:8000"}], ["backends[0]", "'gpu:8000'", "http://HOST[:PORT]"]),
-        ("backends", [{"url": "https://gpu"}], ["backends[0]", "http://HOST[:PORT]"]),
-        ("backends", [{"url": "http://"}], ["backends[0]", "http://HOST[:PORT]"]),
-        ("backends", [{"url": "http://user:pw@gpu"}], ["backends[0]", "http://HOST[:PORT]"]),
-        ("backends", [{"url": "http://gpu/?x"}], ["backends[0]", "http://HOST[:PORT]"]),
+        ("backends", [{"url": "gpu:8000"}], ["backends[0]", "'gpu:8000'", "http[s]://HOST[:PORT]"]),
+        ("backends", [{"url": "ftp://gpu"}], ["backends[0]", "http[s]://HOST[:PORT]"]),
+        ("backends", [{"url": "http://gpu", "ca_file": "ca.pem"}], ["backends[0]", "ca_file", "'ca.pem'", "https://"]),
+        ("backends", [{"url": "http://"}], ["backends[0]", "http[s]://HOST[:PORT]"]),
+        ("backends", [{"url": "http://user:pw@gpu"}], ["backends[0]", "http[s]://HOST[:PORT]"]),
+        ("backends", [{"url": "http://gpu/?x"}], ["backends[0]", "http[s]://HOST[:PORT]"]),
         ("backends", [{"url": "http://gpu:70000"}], ["backends[0]", "port", "65535"]),
         ("backends", [{"url": "http://a"}, {"url": "http://b", "name": "b c"}], ["backends[1].name", "'b c'"]),
         ("backends", [{"url": "http://a", "kind": "tgi"}], ["backends[0].kind", "'tgi'"]),
@@ -101,7 +119,13 @@ def test_what_is_allowed(path: str, value: object) -> None:
         ("models", {"m": {"price": {"input": -1}}}, ["input", "-1", "0 to 1000000"]),
         ("models", {"m": {"price": {"output": "NaN"}}}, ["output", "NaN", "0 to 1000000"]),
         ("models", {"m": {"price": {"input": 10**7}}}, ["input", "10000000", "0 to 1000000"]),
-        ("models", {"m": {"cost": 1}}, ["models", "'cost'"]),
+        ("models", {"m": {"cost": 1}}, ["models", "'cost'", "allowed: ", "price"]),
+        ("models", {"m": {"price": {"form": "gpt-4o"}}}, ["price", "'form'", "cached_input, from, input, output"]),
+        ("models", {"m": {"price": {"from": 7}}}, ["price.from", "str", "int"]),
+        ("models", {"m": {"price": {"from": "gpt-4o", "output": -1}}}, ["output", "-1", "0 to 1000000"]),
+        ("models", {"m": {"price": {"from": "gpt4o-mini"}}}, ["models.m.price.from", "'gpt4o-mini'", "litellm", "gpt-4o-mini"]),
+        ("models", {"m": {"price": {"from": "zzzzqqqq"}}}, ["models.m.price.from", "'zzzzqqqq'", "models of litellm"]),
+        ("models", {"m": {"price": {"from": ""}}}, ["models.m.price.from", "''", "models of litellm"]),
     ],
 )
 def test_a_refusal_says_which_field_what_it_holds_and_what_it_may_hold(path: str, value: object, words: list[str]) -> None:
@@ -128,6 +152,48 @@ def test_settings_that_were_written_are_read_the_same(tmp_path: Path) -> None:
     settings.write(file)
     assert Settings.read(file) == settings
     assert list(tmp_path.iterdir()) == [file], "no scratch file is left"
+
+
+# -- prices from the price list --
+
+
+def test_a_row_is_filled_in() -> None:
+    price = Settings.of({"models": {"m": {"price": {"from": "gpt-4o-mini"}}}}).models["m"].price
+    row = pricelist().rows["gpt-4o-mini"]
+    assert price is not None
+    assert (price.from_, price.input, price.cached_input, price.output) == ("gpt-4o-mini", *row[1:4])
+
+
+def test_a_model_that_the_list_knows_has_no_price_unless_it_is_said() -> None:
+    assert "gpt-4o-mini" in pricelist().rows
+    assert Settings.of({"models": {"gpt-4o-mini": {}}}).models["gpt-4o-mini"].price is None
+
+
+def test_what_is_in_dollars_is_not_taken_for_euros() -> None:
+    said = refusal({"currency": "EUR", "models": {"m": {"price": {"from": "gpt-4o-mini"}}}})
+    expected = (
+        "models.m.price.from: 'gpt-4o-mini' has its price in USD, and currency is 'EUR'; allowed: input, cached_input and output"
+    )
+    assert said == f"{expected} in EUR"
+
+
+def test_what_was_checked_is_numbers_for_all_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They don't open the list; and another version of it, meanwhile installed, changes nothing under them."""
+    settings = Settings.of({"models": {"m": {"price": {"from": "gpt-4o-mini"}}, "n": {"price": {"from": "gpt-4o", "input": 7}}}})
+    file = tmp_path / "settings.json"
+    settings.write(file)
+
+    def opened() -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("proxy.settings.pricelist", opened)
+    assert Settings.read(file) == settings
+
+
+def test_what_a_person_wrote_stays_as_it_was() -> None:
+    written = {"models": {"m": {"price": {"from": "gpt-4o-mini"}}}}
+    Settings.of(written)
+    assert written == {"models": {"m": {"price": {"from": "gpt-4o-mini"}}}}
 
 
 def test_backends_without_a_name_are_numbered() -> None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from proxy.cli.check import Finding, perhaps_sold
+from proxy.control.discovery import Answer, Kind
+from proxy.settings import Settings
 from tests.support.scripted_vllm import ScriptedVLLM
 from tests.unit.cli.conftest import Command
 
@@ -38,7 +41,14 @@ def test_all_is_well(command: Command, vllm: ScriptedVLLM) -> None:
     assert first.split()[:4] == ["backend-0", vllm.url, "yes", "vllm"]
     assert first.split()[-2:] == ["smollm2", "1024"]
     assert second.split() == ["other", "1024"]
-    assert rest == ["", "The settings are good, and every backend answers."]
+    assert [line.split() for line in rest[:5]] == [
+        [],
+        ["Prices", "in", "USD", "per", "million", "tokens:"],
+        ["MODEL", "INPUT", "CACHED", "INPUT", "OUTPUT", "SAID", "BY"],
+        ["smollm2", "0", "0", "0", "nobody"],
+        ["other", "0", "0", "0", "nobody"],
+    ]
+    assert rest[5:] == ["", "The settings are good, and every backend answers."]
 
 
 def test_the_file_is_checked_too(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
@@ -81,6 +91,44 @@ def test_what_is_declared_and_what_is_there(command: Command, vllm: ScriptedVLLM
     assert "problem  backend-0: models: it doesn't serve 'missing', only smollm2, other" in output
     assert "remark   backend-0: kind: declared as 'openai', and it looks like 'vllm'" in output
     assert "remark   models.smolm2: no backend serves a model of this name" in output
+
+
+def test_what_the_models_cost(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    vllm.models = ("mine", "sold", "gpt-4o-mini")
+    prices = {
+        "mine": {"price": {"input": 0.1, "cached_input": 0.02, "output": 1}},
+        "sold": {"price": {"from": "claude-haiku-4-5"}},
+    }
+    config(here, backends=[{"url": vllm.url}], models=prices)
+    output = command("check").stdout
+    lines = [line.split() for line in output.splitlines()]
+    assert ["mine", "0.1", "0.02", "1", "the", "settings"] in lines
+    assert ["sold", "1", "0.1", "5", "price", "list:", "claude-haiku-4-5"] in lines
+    assert ["gpt-4o-mini", "0", "0", "0", "nobody"] in lines
+    assert "remark   models.sold: 'claude-haiku-4-5' has further prices, which aren't in the costs here: cache-write" in output
+    assert "models.gpt-4o-mini" not in output, "vLLM is nobody's cloud"
+
+
+def test_nothing_is_served_and_nothing_has_a_price(command: Command, vllm: ScriptedVLLM) -> None:
+    vllm.models = ()
+    assert "Prices" not in command("check", "--backend", vllm.url, status=1).stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "remarked"),
+    [
+        ({}, "openai", True),
+        ({}, "vllm", False),
+        ({"currency": "EUR"}, "openai", False),
+        ({"models": {"gpt-4o-mini": {"price": {}}}}, "openai", False),
+        ({"models": {"gpt-4o-mini": {}}}, "openai", True),
+    ],
+)
+def test_a_bill_that_may_come_is_remarked(settings: dict[str, Any], kind: Kind, remarked: bool) -> None:
+    answer = Answer(kind, {"gpt-4o-mini": b"{}", "nobody-knows-this": b"{}"})
+    findings = [Finding("a", "http://a", answer), Finding("b", "http://b", answer), Finding("down", "http://c")]
+    remark = "models.gpt-4o-mini: costs nothing here; if a provider bills you for it, set price: {from: gpt-4o-mini}"
+    assert perhaps_sold(Settings.of(settings), findings) == ([remark] if remarked else [])
 
 
 def test_it_serves_nothing(command: Command, vllm: ScriptedVLLM) -> None:

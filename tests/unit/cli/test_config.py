@@ -78,6 +78,7 @@ def test_what_runs_here_left_rubbish() -> None:
 def test_exact_prices() -> None:
     file = written("models: {m: {price: {input: 0.1, cached_input: '0.000001', output: 3}}}")
     price = load_settings(file, {}).models["m"].price
+    assert price is not None
     assert [str(each) for each in (price.input, price.cached_input, price.output)] == ["0.1", "0.000001", "3"]
 
 
@@ -116,7 +117,9 @@ def test_a_key_that_stands_twice(text: str) -> None:
 
 def test_a_merged_mapping_may_be_overridden() -> None:
     text = "models:\n  a: &a\n    price: {input: 1}\n  b:\n    <<: *a\n    price: {input: 2}\n"
-    assert load_settings(written(text), {}).models["b"].price.input == 2
+    price = load_settings(written(text), {}).models["b"].price
+    assert price is not None
+    assert price.input == 2
 
 
 @pytest.mark.parametrize(

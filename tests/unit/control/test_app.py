@@ -71,7 +71,7 @@ def test_health(parts: Parts, client: TestClient) -> None:
 
 
 def test_models(client: TestClient) -> None:
-    price = {"currency": "EUR", "input": "0.05", "cached_input": "0.05", "output": "0.2"}
+    price = {"currency": "EUR", "input": "0.05", "cached_input": "0.05", "output": "0.2", "source": "configured", "row": None}
     assert client.get("/models").json() == {
         "object": "list",
         "data": [{"id": "m", "backends": ["a"], "max_model_len": 1024, "price": price}],
