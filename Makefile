@@ -7,26 +7,31 @@ STAMPS := $(VENV)/.stamps
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-long bench lint check lock prices dashboards clean environment
+.PHONY: help up test test-long test-engine bench lint check lock prices dashboards clean environment
 
 help:
 	@echo 'make up          start the proxy; with no backend configured also two engines with a small model, and Phoenix'
 	@echo 'make test        the tests that run in minutes       make test-long   the full-length ones (over an hour)'
+	@echo 'make test-engine the tests with a real vLLM on CPUs, which is installed outside the tree on first use (2.4 GB)'
 	@echo 'make lint        ruff, mypy, import-linter           make check       lint + test'
 	@echo 'make bench       side-by-side measurements           make lock        renew the lock files (ARGS=--upgrade)'
 	@echo 'make prices      renew the price list from litellm (ARGS=1.109.1: from this version)'
 	@echo 'make dashboards  write the Grafana dashboards anew from their sources'
 	@echo 'make clean       remove what was built; data in .glasshouse stays'
-	@echo 'ARGS="..." is handed to the command behind up, test, test-long, bench, lock and prices.'
+	@echo 'ARGS="..." is handed to the command behind up, test, test-long, test-engine, bench, lock and prices.'
 
 up: $(STAMPS)/runtime
 	$(BIN)/glasshouse up $(ARGS)
 
-test: $(STAMPS)/dev
+test: $(STAMPS)/dev $(STAMPS)/node
 	$(BIN)/pytest $(ARGS)
 
 test-long: $(STAMPS)/dev
 	$(BIN)/pytest -m long $(ARGS)
+
+test-engine: $(STAMPS)/dev
+	$(BIN)/python -m tests.engine
+	$(BIN)/pytest -m engine $(ARGS)
 
 bench: $(STAMPS)/dev
 	$(BIN)/pytest -m bench $(ARGS)
@@ -68,6 +73,17 @@ $(STAMPS)/dev: requirements-dev.txt $(STAMPS)/runtime
 	$(call install,requirements-dev.txt)
 	@touch $@
 
+# The clients for Node that tests/compat tries; where there is no npm, those tests skip.
+
+node_clients := tests/compat/node
+
+$(STAMPS)/node: $(node_clients)/package-lock.json | $(STAMPS)/build
+	@if command -v npm >/dev/null; then \
+	  echo 'Installing $<' && npm ci --prefix $(node_clients) --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@; \
+	else \
+	  echo 'npm is not there: the tests with clients for Node are skipped.'; \
+	fi
+
 environment:
 	@$(PYTHON) -c $(old_enough) || { \
 	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..."; \
@@ -86,6 +102,12 @@ compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
   --custom-compile-command 'make lock' $(ARGS)
 embedded := proxy/embedded/requirements
 
+# The vLLM of the engine tests is for one platform only, and needs a build of torch that not every index has: it is looked for where
+# pip would look.
+vllm := tests/engine/requirements
+compile_vllm = $(BIN)/python -m tests.engine.sources $(subst --universal --python-version 3.11,--python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28,$(compile)) $(vllm).in --override tests/engine/overrides.txt --output-file $(vllm).txt
+
 lock: $(STAMPS)/build
 	$(compile) --group pyproject.toml:build --output-file requirements-build.txt
 	$(compile) pyproject.toml --output-file requirements.txt
@@ -93,6 +115,7 @@ lock: $(STAMPS)/build
 	  --output-file requirements-dev.txt
 	$(compile) $(embedded)-phoenix.in --output-file $(embedded)-phoenix.txt
 	$(compile) $(embedded)-engine.in --no-deps --output-file $(embedded)-engine.txt
+	$(compile_vllm)
 
 # What providers charge, as data in the tree; read the diff before committing it.
 
@@ -100,5 +123,5 @@ prices: $(STAMPS)/runtime
 	$(BIN)/python -m proxy.pricelist.refresh $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .glasshouse/env
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .glasshouse/env $(node_clients)/node_modules
 	find proxy collectors dashboards tests -name __pycache__ -type d -prune -exec rm -rf {} +

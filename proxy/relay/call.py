@@ -24,7 +24,7 @@ from proxy.wire.sse import OversizedEvent
 from proxy.wire.stream import Terms
 
 if TYPE_CHECKING:
-    from proxy.relay.connection import UpstreamConnection
+    from proxy.relay.connection import Payload, UpstreamConnection
     from proxy.relay.pool import Pool
     from proxy.reply import Reply
     from proxy.settings import Settings
@@ -61,6 +61,8 @@ class Call:
     _connection: UpstreamConnection | None = None
     pending = b""
     """What may go out when this read is parsed."""
+    _readable = True
+    """The body should be JSON, and can be looked into."""
     _body = b""
     """The body so far, or its last piece once it is `_passing`."""
     _passing = False
@@ -86,7 +88,7 @@ class Call:
         self._settings = settings
         self._attempt = attempt
 
-    def begin(self, connection: UpstreamConnection, payload: bytes, now_ns: int) -> None:
+    def begin(self, connection: UpstreamConnection, payload: Payload, now_ns: int) -> None:
         self._connection = connection
         self.last_ns = now_ns
         self._exchange.record.sent_ns = now_ns - self._origin_ns
@@ -132,6 +134,12 @@ class Call:
             head = b"HTTP/1.1" + head[len("HTTP/1.1") :]  # the version of a hop is its own
         self.until_close = shape.until_close
         streaming = shape.event_stream and status == 200
+        if 300 <= status < 400:
+            raise UpstreamMalformed(f"The engine answered with a redirect ({status}), which isn't followed.")
+        if shape.encoded or shape.text:
+            if streaming and shape.encoded:
+                raise UpstreamMalformed("The engine compressed its stream, which it was asked not to do.")
+            self._readable = not shape.encoded and not self._operation.text
         if shape.hop_by_hop:
             head = without_hop_by_hop(head)
         if streaming:
@@ -224,8 +232,12 @@ class Call:
         else:
             if self._passing:
                 observe_end_of_answer(self._end_kept + body, record, self._operation.usage)
-            else:
-                self._operation.observe(body, record)
+            elif self._readable:
+                try:
+                    self._operation.observe(body, record)
+                except UpstreamMalformed as error:
+                    self._exchange.flow.interrupt(error)
+                    return
             if not record.usage_source:
                 self._estimate(record, body)
         self._complete(self.pending + body)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 64 * 1024
 
+Payload = bytes | tuple[bytes, ...]
+"""A request's bytes, in as many pieces as they are at hand."""
+
 
 class UpstreamConnection(asyncio.Protocol):
     def __init__(self, pool: Pool) -> None:
@@ -35,10 +38,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._interim = False
         self._now = 0
 
-    def send(self, call: Call, payload: bytes) -> None:
+    def send(self, call: Call, payload: Payload) -> None:
         self.call = call
         self._heading = True
-        self._transport.write(payload)
+        if isinstance(payload, bytes):
+            self._transport.write(payload)
+        else:
+            self._transport.writelines(payload)
 
     def leave(self) -> None:
         """The Call needs no more of this answer. What still comes is dropped, and the connection may be used again."""

@@ -35,6 +35,10 @@ class Shape(NamedTuple):
     """There is neither a length nor an encoding that has an end: the body ends with the connection (RFC 9112 §6.3)."""
     event_stream: bool
     hop_by_hop: bool
+    encoded: bool = False
+    """The body is compressed: it passes as it is, and nothing can be read in it."""
+    text: bool = False
+    """The body is plain text."""
 
 
 _shapes: dict[bytes, Shape] = {}
@@ -67,11 +71,14 @@ def _learn(key: bytes, head: bytes) -> Shape:
     reader = _Fields()
     httptools.HttpResponseParser(reader).feed_data(head + b"\r\n\r\n")
     fields = reader.fields
+    media = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
     shape = Shape(
         b"content-length" in fields,
         fields.keys().isdisjoint((b"content-length", b"transfer-encoding")),
-        fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"),
+        media == b"text/event-stream",
         not fields.keys().isdisjoint(_HOP_BY_HOP),
+        fields.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"),
+        media == b"text/plain",
     )
     if len(_shapes) < _MAX_SHAPES:
         _shapes[key] = shape

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import ssl
 from collections import deque
 
 from proxy.errors import UpstreamUnreachable
 from proxy.exchange import Exchange
-from proxy.relay.connection import UpstreamConnection
+from proxy.relay.connection import Payload, UpstreamConnection
 from proxy.settings import TimeoutSettings
 from proxy.snapshot import Backend
-from proxy.wire.operation import Operation
+from proxy.tls import said, upstream_context
+from proxy.wire.operation import Operation, Upstream
 
+LARGE_BODY_BYTES = 64 * 1024
+"""From here on writing twice is cheaper than copying."""
 DRAIN_NS = 2_000_000_000
 """How long an engine may take to end an answer that was complete for us."""
 
@@ -50,13 +55,27 @@ class Pool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(lambda: UpstreamConnection(self), backend.host, backend.port)
+                context = await self._context() if backend.tls else None
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(self), backend.host, backend.port, ssl=context
+                )
         except TimeoutError:
             raise UpstreamUnreachable(f"No connection to the model's engine within {self._connect_timeout_s:g} s.") from None
+        except ssl.SSLCertVerificationError as error:
+            raise UpstreamUnreachable(f"The certificate of the model's engine isn't accepted: {said(error)}.") from None
+        except ssl.SSLError as error:
+            raise UpstreamUnreachable(f"No TLS connection to the model's engine: {said(error)}.") from None
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "unknown address"
+            reason = "unknown address" if isinstance(error, socket.gaierror) else said(error)
             raise UpstreamUnreachable(f"No connection to the model's engine: {reason}.") from None
         return connection
+
+    async def _context(self) -> ssl.SSLContext:
+        """Whom the engine's certificate must be from. Reading that takes a while: not here."""
+        try:
+            return await asyncio.to_thread(upstream_context, self.backend.ca_file)
+        except OSError as error:
+            raise UpstreamUnreachable(f"The ca_file of the model's engine can't be used: {said(error)}.") from None
 
     def put(self, connection: UpstreamConnection, now_ns: int) -> None:
         if self.draining:
@@ -86,32 +105,39 @@ class Pool:
         for connection in list(self.draining):
             connection.abort()
 
-    def payload(self, operation: Operation, exchange: Exchange, body: bytes, attempt: int) -> bytes:
+    def payload(self, operation: Operation, exchange: Exchange, upstream: Upstream, attempt: int) -> Payload:
         """The request as it goes to the engine. Only these headers are ever sent; the id is ours, since vLLM takes the header for
-        its own request id and two equal ones mix up answers."""
+        its own request id and two equal ones mix up answers. A large body isn't copied."""
         record = exchange.record
+        before, body = upstream.before, upstream.body
         head = self._heads.get(operation.path)
         if head is None:
             head = self._heads[operation.path] = self._head(operation)
-        return b"%bcontent-length: %d\r\nx-request-id: %b-%d\r\ntraceparent: 00-%b-%016x-%02x\r\n%b\r\n%b" % (
-            head,
-            len(body),
-            exchange.hex_id,
-            attempt,
-            exchange.trace,
-            (record.span_id + attempt) & 0xFFFFFFFFFFFFFFFF,
-            record.trace_flags,
-            exchange.tracestate,
-            body,
+        large = len(body) > LARGE_BODY_BYTES
+        head_and_body = (
+            b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b-%d\r\ntraceparent: 00-%b-%016x-%02x\r\n%b\r\n%b%b"
+            % (
+                head,
+                upstream.content_type,
+                len(before) + len(body),
+                exchange.hex_id,
+                attempt,
+                exchange.trace,
+                (record.span_id + attempt) & 0xFFFFFFFFFFFFFFFF,
+                record.trace_flags,
+                exchange.tracestate,
+                before,
+                b"" if large else body,
+            )
         )
+        return (head_and_body, body) if large else head_and_body
 
     def _head(self, operation: Operation) -> bytes:
         backend = self.backend
         key = os.environ.get(backend.api_key_env, "") if backend.api_key_env else ""
         lines = [
             b"%b %b%b HTTP/1.1" % (operation.method, backend.base_path.encode(), operation.path),
-            b"host: %b:%d" % (backend.host.encode(), backend.port),
-            b"content-type: application/json",
+            b"host: %b:%d" % ((f"[{backend.host}]" if ":" in backend.host else backend.host).encode(), backend.port),
             b"accept-encoding: identity",
         ]
         if key:

@@ -1,7 +1,7 @@
 """`POST /v1/audio/transcriptions` and `/v1/audio/translations`: a form with a file, the answer as JSON or as chunks.
 
 A whole answer says how many seconds it heard, never how many tokens it took: those are estimated. A stream can be asked for them
-with a form field of vLLM's own, which then goes before the client's.
+with form fields of vLLM's own, which then go before the client's; what the client itself says in one of these holds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from proxy.errors import InvalidRequest
 from proxy.exchange import Record, UsageSource
 from proxy.wire.body import Request
 from proxy.wire.form import form_type, read_form
-from proxy.wire.operation import FORM, MAX_TEXT, EngineOperation, Upstream
+from proxy.wire.operation import FORM, MAX_TEXT, EngineOperation, Upstream, read_any_answer
 from proxy.wire.stream import Terms
 from proxy.wire.usage import MAX_COUNT
 
@@ -40,9 +40,11 @@ _answer = msgspec.json.Decoder(_Answer)
 
 
 class AudioRequest(Request, kw_only=True):
+    """`None` for what wasn't said."""
+
     boundary: bytes = b""
-    include_usage: bool = False
-    continuous_usage: bool = False
+    include_usage: bool | None = None
+    continuous_usage: bool | None = None
 
 
 def _read(body: bytes, record: Record, content_type: bytes = b"") -> AudioRequest:
@@ -53,7 +55,7 @@ def _read(body: bytes, record: Record, content_type: bytes = b"") -> AudioReques
     except UnicodeDecodeError:
         raise InvalidRequest("`model` isn't valid UTF-8.", param="model") from None
     record.model = model[:MAX_TEXT]
-    record.stream = _flag(fields, "stream")
+    record.stream = bool(_flag(fields, "stream"))
     return AudioRequest(
         model=model,
         stream=record.stream,
@@ -63,8 +65,10 @@ def _read(body: bytes, record: Record, content_type: bytes = b"") -> AudioReques
     )
 
 
-def _flag(fields: dict[str, bytes], name: str) -> bool:
-    value = fields.get(name, b"").strip().lower()
+def _flag(fields: dict[str, bytes], name: str) -> bool | None:
+    if name not in fields:
+        return None
+    value = fields[name].strip().lower()
     if value in _TRUE:
         return True
     if value in _FALSE:
@@ -74,18 +78,22 @@ def _flag(fields: dict[str, bytes], name: str) -> bool:
 
 def _prepare(body: bytes, request: AudioRequest, kind: str) -> Upstream:
     content_type = form_type(request.boundary)
-    if not request.stream or kind != "vllm" or (request.include_usage and request.continuous_usage):
+    wanted = b""
+    if request.stream and kind == "vllm" and request.include_usage is not False:
+        if request.continuous_usage is None:
+            wanted = _PART % (request.boundary, b"stream_continuous_usage_stats")
+        if request.include_usage is None:
+            wanted += _PART % (request.boundary, b"stream_include_usage")
+    if not wanted:
         return Upstream(body, content_type=content_type)
-    wanted = _PART % (request.boundary, b"stream_continuous_usage_stats")
-    if not request.include_usage:
-        wanted += _PART % (request.boundary, b"stream_include_usage")
-    return Upstream(body, Terms(cut_usage=True, drop_usage_chunk=not request.include_usage), content_type, wanted)
+    return Upstream(body, Terms(cut_usage=True, drop_usage_chunk=request.include_usage is None), content_type, wanted)
 
 
 def _observe(body: bytes, record: Record) -> None:
     try:
         answer = _answer.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        read_any_answer(body)
         return
     seconds = answer.usage.seconds if answer.usage is not None else answer.duration
     record.audio_seconds = min(max(0, math.ceil(seconds or 0)), MAX_COUNT)
@@ -107,6 +115,7 @@ OPERATIONS = tuple(
         observe=_observe,
         estimate=_estimate,
         media=FORM,
+        text=True,
     )
     for name in ("transcriptions", "translations")
 )

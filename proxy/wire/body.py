@@ -42,6 +42,7 @@ class Request(Struct, kw_only=True):
 R = TypeVar("R", bound=Request)
 
 _object = msgspec.json.Decoder(dict[str, Raw])
+_stream_options = msgspec.json.Decoder(StreamOptions)
 _name = msgspec.json.Decoder(str)
 _unreadable = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
@@ -101,6 +102,14 @@ def write_object(fields: dict[str, Raw]) -> bytes:
     return msgspec.json.encode(fields)
 
 
+def read_stream_options(raw: Raw) -> StreamOptions | None:
+    """None: `null`, or something that can't be read as such."""
+    try:
+        return _stream_options.decode(raw)
+    except _unreadable:
+        return None
+
+
 def with_stream_options(body: bytes, options: bytes) -> bytes:
     """A body that has no `stream_options`, with the JSON `options`."""
     start = body.index(b"{") + 1
@@ -108,11 +117,11 @@ def with_stream_options(body: bytes, options: bytes) -> bytes:
 
 
 def with_more_stream_options(body: bytes, options: bytes, said: StreamOptions | None) -> bytes | None:
-    """A body that may have `stream_options`, with the JSON `options` among them. None if it has some that couldn't be read as
-    `said`: they are the engine's to judge."""
+    """A body that has `stream_options`, with the JSON `options` among them. None if they couldn't be read as `said`: they are the
+    engine's to judge."""
     fields = read_object(body)
-    former = fields.get("stream_options")
-    if former is None or bytes(former) == b"null":
+    former = fields["stream_options"]
+    if bytes(former) == b"null":
         fields["stream_options"] = Raw(options)
     elif said is None:
         return None

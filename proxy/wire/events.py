@@ -50,6 +50,7 @@ class EventObserver(Observer):
             return b""
         name = _name_of(event)
         if name is None:  # a comment, or something of another server's
+            self._started = True
             return event
         self._record.chunks += 1
         out = self._named(name, event, now)

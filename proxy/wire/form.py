@@ -21,9 +21,10 @@ MAX_FIELD = 64 * 1024
 
 _BOUNDARY = re.compile(rb';[ \t]*boundary=(?:"([^"\\\r\n]{1,70})"|([A-Za-z0-9\'()+_,./:=?-]{1,70}))[ \t]*(?:;|$)', re.IGNORECASE)
 _DISPOSITION = re.compile(
-    rb'\r\ncontent-disposition:[ \t]*form-data;[ \t]*name="((?:[^"\\\r\n])*)"(;[ \t]*filename\*?=[^\r\n]*)?[ \t]*(?=\r\n|$)',
-    re.IGNORECASE,
+    rb'\r\n(?i:content-disposition):[ \t]*form-data;[ \t]*name="([^"\\\r\n]*)"'
+    rb'(;[ \t]*filename=(?:"(?:[^"\\\r\n]|\\\\)*"|[A-Za-z0-9._-]+)(?:;[ \t]*filename\*=[^;"\r\n]*)?)?[ \t]*(?=\r\n|\Z)'
 )
+"""`filename*` alone makes a part a file for some readers and a field for others (RFC 7578 §4.2 forbids it)."""
 _ENCODED = re.compile(rb"\r\ncontent-transfer-encoding:", re.IGNORECASE)
 
 
@@ -63,8 +64,8 @@ def read_form(body: bytes, content_type: bytes) -> Form:
             raise _malformed("a boundary is followed by something else than a line end")
         start = body.find(b"\r\n\r\n", at, at + MAX_PART_HEAD)
         end = body.find(between, start + 2 if start >= 0 else at)
-        if start < 0 or end < 0:
-            raise _malformed("a part has no end")
+        if start < 0 or end < start + 4:
+            raise _malformed("a part has no end, or no line of its own before it")
         _read_part(form, bytes(body[at:start]), body, start + 4, end)
         at = end + len(between)
     raise _malformed(f"it has more than {MAX_PARTS} parts")

@@ -7,7 +7,7 @@ from typing import TypeVar
 from msgspec import Raw
 
 from proxy.exchange import Record
-from proxy.wire.body import Integer, Request, StreamOptions, with_more_stream_options, with_stream_options
+from proxy.wire.body import Integer, Request, read_stream_options, with_more_stream_options, with_stream_options
 from proxy.wire.operation import MAX_TEXT, Upstream
 from proxy.wire.stream import Terms
 
@@ -19,7 +19,7 @@ class GenerationRequest(Request, kw_only=True):
     """What the proxy reads of either. Source: OpenAI's API reference; vLLM's additions are `prompt_logprobs` and
     `structured_outputs`."""
 
-    stream_options: StreamOptions | None = None
+    stream_options: Raw = Raw(b"")
     n: Integer | None = None
     max_tokens: Integer | None = None
     max_completion_tokens: Integer | None = None
@@ -60,7 +60,8 @@ def prepare_generation(body: bytes, request: GenerationRequest, kind: str) -> Up
     """
     if not request.stream:
         return Upstream(body)
-    options = request.stream_options
+    said = request.stream_options
+    options = read_stream_options(said) if len(said) else None
     asked = options is not None and bool(options.include_usage)
     asked_every_chunk = asked and options is not None and bool(options.continuous_usage_stats)
     vllm = kind == "vllm"
@@ -69,7 +70,7 @@ def prepare_generation(body: bytes, request: GenerationRequest, kind: str) -> Up
         return Upstream(body, Terms(n=n))
     terms = Terms(cut_usage=True, drop_usage_chunk=not asked, move_fingerprint=vllm and not asked, n=n)
     wanted = _EVERY_CHUNK if vllm else _AT_THE_END
-    if options is None and b'"stream_options"' not in body:
+    if not len(said):
         return Upstream(with_stream_options(body, wanted), terms)
     rewritten = with_more_stream_options(body, wanted, options)
     return Upstream(body, Terms(n=n)) if rewritten is None else Upstream(rewritten, terms)

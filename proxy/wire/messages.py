@@ -15,9 +15,9 @@ from proxy.errors import ProxyError
 from proxy.exchange import Record, UsageSource
 from proxy.wire.body import Integer, Reader, Request
 from proxy.wire.events import EventObserver
-from proxy.wire.operation import MAX_TEXT, EngineOperation, as_it_came, estimate_output
+from proxy.wire.operation import MAX_TEXT, EngineOperation, as_it_came, estimate_output, read_any_answer
 from proxy.wire.sse import data_of
-from proxy.wire.usage import read_message_usage, write_usage
+from proxy.wire.usage import read_message_usage, write_finish_reason, write_usage
 
 _TOKEN = re.compile(rb'"(?:text|thinking|partial_json)":\s*"(?!")')
 _TYPES = {
@@ -120,10 +120,10 @@ class MessagesObserver(EventObserver):
         usage = read_message_usage(bytes(said.usage))
         if usage is not None and usage.completion_tokens is not None:
             if usage.prompt_tokens is None:
-                usage.prompt_tokens = self._input  # Anthropic itself says it at the beginning only
+                usage.prompt_tokens = self._input or 0  # Anthropic itself says it at the beginning only
             write_usage(usage, self._record)
         if said.delta is not None and said.delta.stop_reason:
-            self._record.finish_reasons.append(said.delta.stop_reason)
+            write_finish_reason(said.delta.stop_reason, self._record)
             self._withholding = True
 
 
@@ -150,9 +150,9 @@ def _observe(body: bytes, record: Record) -> None:
     try:
         message = _message.decode(body)
     except _unreadable:
+        read_any_answer(body)
         return
-    if message.stop_reason:
-        record.finish_reasons.append(message.stop_reason)
+    write_finish_reason(message.stop_reason, record)
     if (usage := read_message_usage(bytes(message.usage))) is not None:
         write_usage(usage, record)
 

@@ -8,12 +8,12 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from proxy.errors import ProxyError
+from proxy.errors import ProxyError, UpstreamMalformed
 from proxy.exchange import Record, UsageSource
 from proxy.wire.body import Reader, Request
 from proxy.wire.observer import Observer
 from proxy.wire.stream import StreamObserver, Terms
-from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_usage
+from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_finish_reason, write_usage
 
 MAX_TEXT = 256
 """Of a caller's text that goes on the record, characters."""
@@ -57,7 +57,8 @@ class EngineOperation(Operation, Generic[R], frozen=True, kw_only=True):
     """One endpoint that an engine answers.
 
     `read` turns a body and its content type into a Request and writes its facts on the record (raises InvalidRequest). `prepare`
-    makes what goes upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record, `watch`
+    makes what goes upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record (raises
+    UpstreamMalformed for what isn't JSON; `text`: an answer may be plain text instead, in which there are none), `watch`
     makes what watches a stream. `usage` reads this API's `usage` object. `estimate` books an answer of so many bytes whose
     engine didn't say what it took. `media`: what a request's body must be.
     """
@@ -69,6 +70,7 @@ class EngineOperation(Operation, Generic[R], frozen=True, kw_only=True):
     usage: Callable[[bytes], Usage | None] = read_usage
     watch: Watch = StreamObserver
     media: bytes = JSON
+    text: bool = False
 
 
 _read_request = Reader(Request)
@@ -107,15 +109,15 @@ _any_answer = msgspec.json.Decoder(_AnyAnswer)
 
 
 def observe_answer(body: bytes, record: Record) -> None:
-    """Usage, finish reasons and timings of a whole answer. What can't be read is left unknown: the answer goes out as it is."""
+    """Usage, finish reasons and timings of a whole answer. JSON of another shape goes out as it is, its facts unknown. Raises
+    UpstreamMalformed for what isn't JSON."""
     try:
         answer = _answer.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         _observe_odd_answer(body, record)
         return
     for choice in answer.choices or ():
-        if choice.finish_reason:
-            record.finish_reasons.append(choice.finish_reason)
+        write_finish_reason(choice.finish_reason, record)
     if answer.usage is not None:
         write_usage(answer.usage, record)
     if len(answer.metrics) > len(b"null") or len(answer.timings):
@@ -135,16 +137,24 @@ def observe_end_of_answer(end: bytes, record: Record, read: Callable[[bytes], Us
 
 
 def _observe_odd_answer(body: bytes, record: Record) -> None:
-    try:
-        raw = bytes(_any_answer.decode(body).usage)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return
+    raw = read_any_answer(body)
     if (usage := read_usage(raw)) is not None:
         write_usage(usage, record)
 
 
+def read_any_answer(body: bytes) -> bytes:
+    """The `usage` of JSON of any shape, nothing where there is none. Raises UpstreamMalformed for what isn't JSON."""
+    try:
+        return bytes(_any_answer.decode(body).usage)
+    except (msgspec.ValidationError, RecursionError):
+        return b""
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UpstreamMalformed("The engine's answer isn't JSON.") from None
+
+
 def nothing_to_observe(body: bytes, record: Record) -> None:
-    """For `observe`: an answer that says nothing of what it took."""
+    """For `observe`: an answer that says nothing of what it took. Raises UpstreamMalformed."""
+    read_any_answer(body)
 
 
 # -- for `estimate`: an answer without usage. Four bytes a token is the usual guess; the row says that it is one --

@@ -15,9 +15,9 @@ from proxy.errors import InvalidRequest, ProxyError
 from proxy.exchange import Record
 from proxy.wire.body import Integer, Reader, Request
 from proxy.wire.events import EventObserver
-from proxy.wire.operation import MAX_TEXT, EngineOperation, as_it_came, estimate_output
+from proxy.wire.operation import MAX_TEXT, EngineOperation, as_it_came, estimate_output, read_any_answer
 from proxy.wire.sse import data_of
-from proxy.wire.usage import read_engine_timings, read_response_usage, write_usage
+from proxy.wire.usage import read_engine_timings, read_response_usage, write_finish_reason, write_usage
 
 _TOKEN = re.compile(rb'"delta":\s*"(?!")')
 _SEQUENCE = re.compile(rb'"sequence_number":\s*([0-9]{1,18})')
@@ -100,7 +100,7 @@ class ResponsesObserver(EventObserver):
             if len(error := bytes(said.response.error)) > len(b"null"):
                 self.error_event = error
         if not self._record.finish_reasons:
-            self._record.finish_reasons.append("unknown")
+            write_finish_reason("unknown", self._record)
         self.tail += event
         return b""
 
@@ -122,8 +122,7 @@ def _read(event: bytes) -> _Event | None:
 def _write(response: _Response, record: Record) -> None:
     """What a finished response says of itself. Its finish reason is why it is incomplete, or else its status."""
     reason = response.incomplete_details.reason if response.incomplete_details is not None else None
-    if reason or response.status:
-        record.finish_reasons.append(reason or response.status or "")
+    write_finish_reason(reason or response.status, record)
     if (usage := read_response_usage(bytes(response.usage))) is not None:
         write_usage(usage, record)
     if len(response.metrics) > len(b"null") or len(response.timings):
@@ -151,6 +150,7 @@ def _observe(body: bytes, record: Record) -> None:
     try:
         response = _response.decode(body)
     except _unreadable:
+        read_any_answer(body)
         return
     _write(response, record)
 

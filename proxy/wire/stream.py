@@ -28,10 +28,10 @@ import msgspec
 from msgspec import Raw, Struct
 
 from proxy.errors import ProxyError
-from proxy.exchange import Record
+from proxy.exchange import Record, UsageSource
 from proxy.wire.observer import Observer
 from proxy.wire.sse import data_of
-from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_usage
+from proxy.wire.usage import MAX_COUNT, Usage, read_engine_timings, read_usage, write_finish_reason, write_usage
 
 _DONE = b"[DONE]"
 _CHOICES = b'"choices":'
@@ -75,6 +75,9 @@ class Terms(Struct, frozen=True):
 class StreamObserver(Observer):
     """The chunks of one answer."""
 
+    _ending = b""
+    """The withheld event that ended the last choice, as long as it may get a fingerprint."""
+
     def __init__(self, record: Record, terms: Terms, *, limit: int, fingerprint: bytes = b"") -> None:
         super().__init__(record, limit)
         self.fingerprint = fingerprint
@@ -98,8 +101,10 @@ class StreamObserver(Observer):
         return b"data: %b\n\n" % error.body()
 
     def settle(self) -> None:
-        """Write the token counts known so far on the record."""
+        """Write the token counts known so far on the record: what was written there before is not mixed with them."""
         record = self._record
+        record.input_tokens = record.cached_tokens = record.output_tokens = record.reasoning_tokens = 0
+        record.usage_source = UsageSource.NONE
         if self._counts:
             self._settle_several()
         elif self._usage and (usage := read_usage(self._usage)) is not None:
@@ -160,10 +165,13 @@ class StreamObserver(Observer):
         if _FINISH.search(event, choices) is None:
             return event
         if chunk := _read(event):
-            self._record.finish_reasons += [choice.finish_reason for choice in chunk.choices or () if choice.finish_reason]
+            for choice in chunk.choices or ():
+                write_finish_reason(choice.finish_reason, self._record)
+        wanted = self._terms.move_fingerprint and _FINGERPRINT.search(event) is None
         if self.answered:
             self._withholding = True
-        elif self._terms.move_fingerprint and self.fingerprint:
+            self._ending = event if wanted else b""
+        elif wanted and self.fingerprint:
             return _with_field(event, self.fingerprint)
         return event
 
@@ -180,9 +188,11 @@ class StreamObserver(Observer):
         if match := _FINGERPRINT.search(event):
             self.fingerprint = match[0]
         if not self._terms.drop_usage_chunk:
+            self._started = True
             return event
-        if self._terms.move_fingerprint and self.tail and self.fingerprint:
-            self.tail = _with_field(self.tail, self.fingerprint)
+        if self._ending and self.fingerprint:
+            self.tail = self.tail.replace(self._ending, _with_field(self._ending, self.fingerprint), 1)
+            self._ending = b""
         return b""
 
     def _unusual(self, event: bytes, now: int) -> bytes:
@@ -222,14 +232,16 @@ class StreamObserver(Observer):
 
     def _count_several(self, event: bytes, usage: bytes) -> None:
         if usage and (chunk := _read(event)) is not None and chunk.choices and (said := read_usage(usage)) is not None:
-            self._counts[chunk.choices[0].index] = said
+            index = chunk.choices[0].index
+            if 0 <= index < self._record.choices:
+                self._counts[index] = said
 
     def _settle_several(self) -> None:
         """Sum the choices; a prompt counts once, however many choices it has."""
         # Choices of one prompt follow one another: with `n` of them each, choice i belongs to prompt i // n.
         prompts = {index // self._terms.n: usage.prompt_tokens or 0 for index, usage in self._counts.items()}
         completion = sum(usage.completion_tokens or 0 for usage in self._counts.values())
-        write_usage(Usage(sum(prompts.values()), completion), self._record)
+        write_usage(Usage(min(sum(prompts.values()), MAX_COUNT), min(completion, MAX_COUNT)), self._record)
 
 
 def _read(event: bytes) -> _Chunk | None:
@@ -250,10 +262,13 @@ def _end_of_value(event: bytes, start: int) -> int:
         return start + 4
     if not event.startswith(b"{", start):
         return -1
-    stop = event.find(b"}", start) + 1
-    while stop and event.count(b"{", start, stop) != event.count(b"}", start, stop):
-        stop = event.find(b"}", stop) + 1
-    return stop or -1
+    depth, at = 0, start
+    while stop := event.find(b"}", at) + 1:
+        depth += event.count(b"{", at, stop) - 1
+        if not depth:
+            return stop
+        at = stop
+    return -1
 
 
 def _with_field(event: bytes, field: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Token counts and engine timings, as engines write them.
+"""Token counts, finish reasons and engine timings, as engines write them.
 
 Source: OpenAI's `usage` object; vLLM adds `prompt_tokens_details.cached_tokens` (with `--enable-prompt-tokens-details`) and
 `completion_tokens_details.reasoning_tokens` (with a reasoning parser). Cached input is part of input, reasoning part of output.
@@ -16,6 +16,8 @@ from proxy.exchange import EngineTimings, Record, UsageSource
 
 MAX_COUNT = 2**63 - 1
 """What a record, and a ledger, can hold."""
+MAX_REASON = 64
+"""Characters of a finish reason."""
 Count = Annotated[int, msgspec.Meta(le=MAX_COUNT)]
 
 
@@ -75,6 +77,7 @@ _message_usage = msgspec.json.Decoder(_MessageUsage)
 _metrics = msgspec.json.Decoder(_Metrics)
 _timings = msgspec.json.Decoder(_Timings)
 _anything = msgspec.json.Decoder()
+_unreadable = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
 def read_usage(raw: bytes) -> Usage | None:
@@ -82,7 +85,7 @@ def read_usage(raw: bytes) -> Usage | None:
     usage: Usage | None
     try:
         usage = _usage.decode(raw)
-    except msgspec.MsgspecError:
+    except _unreadable:
         usage = _forgiving(raw)
     if usage is None or (usage.prompt_tokens is None and usage.completion_tokens is None):
         return None
@@ -94,7 +97,7 @@ def read_response_usage(raw: bytes) -> Usage | None:
     """What a `usage` object of `/v1/responses` says; None if it says nothing that can be used."""
     try:
         said = _response_usage.decode(raw)
-    except msgspec.MsgspecError:
+    except _unreadable:
         return None
     if said.input_tokens is None or said.output_tokens is None or min(said.input_tokens, said.output_tokens) < 0:
         return None
@@ -105,7 +108,7 @@ def read_message_usage(raw: bytes) -> Usage | None:
     """What a `usage` object of `/v1/messages` says, its input with what was cached; None if it says nothing that can be used."""
     try:
         said = _message_usage.decode(raw)
-    except msgspec.MsgspecError:
+    except _unreadable:
         return None
     read, created = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
     if min(said.input_tokens or 0, said.output_tokens or 0, read, created) < 0:
@@ -122,10 +125,20 @@ def write_usage(usage: Usage, record: Record) -> None:
     if usage.completion_tokens is not None:
         record.output_tokens = usage.completion_tokens
     if usage.prompt_tokens_details is not None:
-        record.cached_tokens = min(max(0, usage.prompt_tokens_details.cached_tokens or 0), record.input_tokens)
+        record.cached_tokens = max(0, usage.prompt_tokens_details.cached_tokens or 0)
     if usage.completion_tokens_details is not None:
-        record.reasoning_tokens = min(max(0, usage.completion_tokens_details.reasoning_tokens or 0), record.output_tokens)
+        record.reasoning_tokens = max(0, usage.completion_tokens_details.reasoning_tokens or 0)
+    if record.cached_tokens > record.input_tokens:
+        record.cached_tokens = record.input_tokens
+    if record.reasoning_tokens > record.output_tokens:
+        record.reasoning_tokens = record.output_tokens
     record.usage_source = UsageSource.ENGINE
+
+
+def write_finish_reason(reason: str | None, record: Record) -> None:
+    """Why a choice has ended, once for each: an engine that goes on saying so makes no record that is too long to be kept."""
+    if reason and len(record.finish_reasons) < record.choices:
+        record.finish_reasons.append(reason[:MAX_REASON])
 
 
 def read_engine_timings(metrics: bytes | None, timings: bytes | None) -> EngineTimings | None:
@@ -148,7 +161,7 @@ def read_engine_timings(metrics: bytes | None, timings: bytes | None) -> EngineT
             return EngineTimings(
                 prefill_ms=own.prompt_ms, decode_ms=own.predicted_ms, mean_inter_token_ms=own.predicted_per_token_ms
             )
-    except msgspec.MsgspecError:
+    except _unreadable:
         return None
     return None
 
@@ -157,7 +170,7 @@ def _forgiving(raw: bytes) -> Usage | None:
     """Field by field, for a `usage` whose shape isn't the usual one: what is a whole number counts, the rest is unknown."""
     try:
         said = _anything.decode(raw)
-    except msgspec.MsgspecError:
+    except _unreadable:
         return None
     if not isinstance(said, dict):
         return None

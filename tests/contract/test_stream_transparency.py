@@ -67,6 +67,10 @@ def path_of(name: str) -> str:
     return TEXT if "completions" in name else CHAT
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "/v1/responses": {"input": "Hi"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9},
+}
 STREAMS = [name for name in captured.names(streamed=True) if name not in UNFINISHED and path_of(name) in CARRIED]
 
 
@@ -74,7 +78,7 @@ STREAMS = [name for name in captured.names(streamed=True) if name not in UNFINIS
 def test_captured_streams_pass_unchanged(shared_vllm: ScriptedVLLM, proxy: Endpoint, name: str) -> None:
     sample = captured.load(name)
     path = path_of(name)
-    more = _asked_for(sample.body) if path in (CHAT, TEXT) else {"input": "Hi", "max_tokens": 9}
+    more = _asked_for(sample.body) if path in (CHAT, TEXT) else OTHERS[path]
     assert assert_same(shared_vllm, proxy, path, body_of(path, {"replay": name}, **more)).body == sample.body
 
 

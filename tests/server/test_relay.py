@@ -17,7 +17,7 @@ from tests.server.conftest import StartWorker
 from tests.support.scripted_vllm import Script, ScriptedVLLM, captured
 from tests.support.scripted_vllm.answers import Received
 from tests.support.wire_client import anonymous, ask
-from tests.support.worker import CHAT, MODEL, Worker, backend, chat, deaf_host
+from tests.support.worker import CHAT, KEY, MODEL, Worker, backend, chat, deaf_host
 
 COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
@@ -42,7 +42,7 @@ def test_only_the_proxys_own_headers_reach_an_engine(shared: Worker, shared_vllm
         "X-Request-Id": "mine",
         "Cookie": "session=secret",
         "X-Forwarded-For": "10.0.0.1",
-        "X-Api-Key": "secret",
+        "X-Api-Key": KEY,
         "Accept-Encoding": "gzip, br",
         "OpenAI-Organization": "org",
         "User-Agent": "client/1.0",
@@ -54,7 +54,7 @@ def test_only_the_proxys_own_headers_reach_an_engine(shared: Worker, shared_vllm
     assert reply.status == 200
     received = last_request(shared_vllm)
     names = [name.decode() for name, _ in received.headers]
-    assert names == ["host", "content-type", "accept-encoding", "content-length", "x-request-id", "traceparent"]
+    assert names == ["host", "accept-encoding", "content-type", "content-length", "x-request-id", "traceparent"]
     assert received.header("accept-encoding") == "identity"
     assert received.header("host") == shared_vllm.url.removeprefix("http://")
     assert received.header("content-length") == str(len(received.body))
@@ -164,7 +164,7 @@ def test_an_engine_may_have_a_path_and_a_key(worker: StartWorker, vllm: Scripted
     assert received.header("authorization") == "Bearer the-engines"
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/health/", "/sleep", "/v1/load_lora_adapter", "/tokenize", "/docs", "/v1/chat"])
+@pytest.mark.parametrize("path", ["/metrics", "/health/", "/sleep", "/v1/load_lora_adapter", "/tokenizer_info", "/docs", "/v1/chat"])
 def test_what_an_engine_has_besides_the_api_is_out_of_reach(shared: Worker, shared_vllm: ScriptedVLLM, path: str) -> None:
     before = len(shared_vllm.requests)
     for body in (None, chat()):
@@ -238,7 +238,7 @@ def test_a_compressed_answer_passes_as_it_is(shared: Worker) -> None:
 def test_a_redirect_is_not_followed(shared: Worker, shared_vllm: ScriptedVLLM) -> None:
     before = len(shared_vllm.requests)
     reply = shared.ask(chat({"status": 307, "headers": {"location": shared_vllm.url + CHAT}}, stream=False))
-    assert (reply.status, len(shared_vllm.requests) - before) == (307, 1)
+    assert (reply.status, len(shared_vllm.requests) - before) == (502, 1)
 
 
 @pytest.mark.parametrize("size", [1, 10_000, 1_048_575, 1_048_577, 1_300_000, 5_000_000])

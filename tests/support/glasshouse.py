@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -32,6 +32,7 @@ from prometheus_client.samples import Sample
 from proxy.journal import Heartbeat, read_heartbeats
 from proxy.settings import Settings
 from proxy.snapshot import SnapshotError, SnapshotFile, read_snapshot
+from tests.support.tls import client_context
 
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE: Final = 60.0
@@ -47,7 +48,7 @@ LAST_WORDS: Final = "Ctrl-C stops everything."
 MODULES: Final = {"proxy.worker": "worker", "collectors": "collector", "proxy.control": "control", "proxy.cli": "supervisor"}
 
 _KEY: Final = re.compile(r"\bgh-[A-Za-z0-9_-]{43}\b")
-_direct = build_opener(ProxyHandler({}))
+_direct = build_opener(ProxyHandler({}), HTTPSHandler(context=client_context()))
 T = TypeVar("T")
 
 
@@ -159,7 +160,7 @@ class Glasshouse:
 
     @property
     def url(self) -> str:
-        return f"http://{self.settings.listen}"
+        return f"http{'' if self.settings.tls is None else 's'}://{self.settings.listen}"
 
     @property
     def control_url(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import struct
 import time
 from collections import deque
@@ -86,9 +87,12 @@ def request(
 
 
 class WireClient:
-    """One TCP connection. `timeout` is for each wait on the socket."""
+    """One TCP connection, with TLS on it where the URL says so; `tls` then says whom to trust. `timeout` is for each wait on the
+    socket."""
 
-    def __init__(self, url: str, *, timeout: float = 10.0, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self, url: str, *, timeout: float = 10.0, receive_buffer: int | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         parts = urlsplit(url)
         self.socket = socket.socket()
         if receive_buffer is not None:  # must be set before connecting, or the window is agreed on already
@@ -96,10 +100,13 @@ class WireClient:
         self.socket.settimeout(timeout)
         try:
             self.socket.connect((parts.hostname, parts.port))
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if parts.scheme == "https":
+                context = tls or ssl.create_default_context()
+                self.socket = context.wrap_socket(self.socket, server_hostname=parts.hostname)
         except OSError:
             self.socket.close()
             raise
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._parser = _Parser()
 
     def __enter__(self) -> Self:

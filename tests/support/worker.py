@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -56,6 +58,7 @@ def chat(script: Mapping[str, Any] | None = None, *, stream: bool = True, **more
 def backend(url: str, name: str = "b0", kind: str = "vllm", **more: Any) -> Backend:
     """The catalogue's entry for a server at `url`."""
     parts = urlsplit(url)
+    more.setdefault("tls", parts.scheme == "https")
     return Backend(name, parts.hostname or "", parts.port or 80, kind, parts.path.rstrip("/"), **more)
 
 
@@ -77,6 +80,7 @@ class Worker:
     config: settings, as in the configuration file.
     keys: keys that it knows, besides `KEY`.
     snapshot: False: start without a catalogue; `publish` makes one.
+    files: soft and hard limit of its file descriptors.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Worker:
         keys: Iterable[str] = (),
         env: Mapping[str, str] | None = None,
         snapshot: bool = True,
+        files: tuple[int, int] | None = None,
     ) -> None:
         self.key = KEY
         self._directory = directory
@@ -97,6 +102,7 @@ class Worker:
         self.keys = [KEY, *keys]
         self.settings = Settings.of({**DEFAULTS, **(config or {}), "state_dir": str(directory)})
         self._publish = snapshot
+        self._files = files
         self._env = {**os.environ, **(env or {}), "PYTHONPATH": str(ROOT)}
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -122,6 +128,7 @@ class Worker:
                 stdout=output,
                 stderr=output,
                 env=self._env,
+                preexec_fn=None if self._files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, self._files),
             )
         try:
             self.until(lambda: self._beats() or None, "its first heartbeat")
@@ -216,7 +223,7 @@ class Worker:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'' if self.settings.tls is None else 's'}://127.0.0.1:{self._port}"
 
     @property
     def pid(self) -> int:

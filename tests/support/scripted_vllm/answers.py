@@ -181,7 +181,8 @@ def _generate(server: ScriptedVLLM, received: Received, api: Api) -> Answer:
 
 def _scripted(server: ScriptedVLLM, received: Received, api: Api, body: Asked, script: Script) -> Answer:
     if script.raw is not None:
-        return Answer(steps=iter((Step(script.first, script.raw.encode("latin-1")), Step(then="close"))))
+        end = Step(then="close" if script.raw_closes else "end")
+        return Answer(steps=iter((Step(script.first, script.raw.encode("latin-1")), end)))
     if script.replay is not None:
         return _replayed(script.replay, script)
     if script.status != 200:

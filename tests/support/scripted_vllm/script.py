@@ -112,7 +112,9 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     body: str | None = None
     """This body, verbatim."""
     raw: str | None = None
-    """These bytes (as Latin-1) instead of an HTTP response, then close."""
+    """These bytes (as Latin-1) instead of an HTTP response."""
+    raw_closes: bool = True
+    """Close after them."""
 
     @property
     def plain(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import ssl
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -32,6 +33,7 @@ class ScriptedVLLM:
     api_key: what `Authorization: Bearer` must say below /v1.
     capacity: more generations than this at once are refused with vLLM's 503.
     request_id_headers: as `--enable-request-id-headers`.
+    tls: speak it.
     remember: keep every request in `requests`; off where millions come.
     """
 
@@ -47,6 +49,7 @@ class ScriptedVLLM:
         capacity: int | None = None,
         request_id_headers: bool = False,
         max_model_len: int = 1024,
+        tls: ssl.SSLContext | None = None,
         remember: bool = True,
     ) -> None:
         self.host = host
@@ -57,6 +60,7 @@ class ScriptedVLLM:
         self.capacity = capacity
         self.request_id_headers = request_id_headers
         self.max_model_len = max_model_len
+        self.tls = tls
         self.authorization = None if api_key is None else f"Bearer {api_key}".encode()
 
         self.remember = remember
@@ -87,7 +91,7 @@ class ScriptedVLLM:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"http{'' if self.tls is None else 's'}://{self.host}:{self.port}"
 
     @property
     def open_connections(self) -> int:
@@ -181,7 +185,9 @@ class ScriptedVLLM:
     async def listen(self) -> None:
         """Serve in the running loop; for a process of its own."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), self.host, self.port, reuse_address=True, backlog=2048)
+        self._server = await loop.create_server(
+            lambda: Connection(self), self.host, self.port, reuse_address=True, backlog=2048, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     def _stop_listening(self) -> None:

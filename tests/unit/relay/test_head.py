@@ -24,6 +24,14 @@ OK = b"HTTP/1.1 200 OK"
             b"Content-Type: Text/Event-Stream; charset=utf-8\r\ncontent-length: 1",
             Shape(sized=True, until_close=False, event_stream=True, hop_by_hop=False),
         ),
+        (
+            b"content-type: Text/Plain; charset=utf-8\r\nContent-Encoding: gzip\r\ncontent-length: 1",
+            Shape(sized=True, until_close=False, event_stream=False, hop_by_hop=False, encoded=True, text=True),
+        ),
+        (
+            b"content-encoding: Identity\r\ncontent-length: 1",
+            Shape(sized=True, until_close=False, event_stream=False, hop_by_hop=False),
+        ),
         (b"x-note: content-length: 5", Shape(sized=False, until_close=True, event_stream=False, hop_by_hop=False)),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from proxy.exchange import Exchange, Remembered
 from proxy.flow import Flow
 from proxy.relay.connection import UpstreamConnection
-from proxy.relay.pool import DRAIN_NS, Pool
+from proxy.relay.pool import DRAIN_NS, LARGE_BODY_BYTES, Pool
 from proxy.settings import TimeoutSettings
 from proxy.snapshot import Backend
 from proxy.wire.chat import OPERATION
@@ -103,6 +103,13 @@ def exchange() -> Exchange:
     return Exchange(monotonic_ns(), b"POST", b"/", {}, b"", Remembered(), Flow(lambda: None))
 
 
+def head_of(pool: Pool) -> bytes:
+    """Of a request without a body."""
+    payload = pool.payload(OPERATION, exchange(), Upstream(b""), 1)
+    assert isinstance(payload, bytes)
+    return payload
+
+
 def test_a_request_as_it_goes_out() -> None:
     made = exchange()
     made.record.span_id = 0x10
@@ -116,18 +123,35 @@ def test_a_request_as_it_goes_out() -> None:
 def test_a_span_never_overflows() -> None:
     made = exchange()
     made.record.span_id = 0xFFFF_FFFF_FFFF_FFFF
-    assert b"-0000000000000000-" in pool().payload(OPERATION, made, Upstream(b""), 1)
+    payload = pool().payload(OPERATION, made, Upstream(b""), 1)
+    assert isinstance(payload, bytes)
+    assert b"-0000000000000000-" in payload
+
+
+def test_a_large_body_goes_out_beside_its_head_and_is_not_copied() -> None:
+    body = b"x" * (LARGE_BODY_BYTES + 1)
+    upstream = Upstream(body, content_type=b"text/x", before=b"before")
+    head, last = pool().payload(OPERATION, exchange(), upstream, 1)
+    assert last is body
+    assert isinstance(head, bytes)
+    assert b"\r\ncontent-length: %d\r\n" % (len(body) + 6) in head
+    assert head.endswith(b"\r\n\r\nbefore")
+    small = pool().payload(OPERATION, exchange(), Upstream(body[1:], before=b"before"), 1)
+    assert isinstance(small, bytes)
+    assert small.endswith(b"\r\n\r\nbefore" + body[1:])
+
+
+def test_an_address_of_ipv6_is_a_host_in_brackets() -> None:
+    assert b"\r\nhost: [::1]:8000\r\n" in head_of(pool(Backend("b", "::1", 8000)))
 
 
 def test_a_backend_may_have_a_key_and_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENGINE_KEY", "secret")
-    head = pool(Backend("b", "gpu", 80, "vllm", "/deep", "ENGINE_KEY")).payload(OPERATION, exchange(), Upstream(b""), 1)
+    head = head_of(pool(Backend("b", "gpu", 80, "vllm", "/deep", "ENGINE_KEY")))
     assert head.startswith(b"POST /deep/v1/chat/completions HTTP/1.1\r\nhost: gpu:80\r\n")
     assert b"\r\nauthorization: Bearer secret\r\n" in head
 
 
 def test_a_key_that_is_not_set_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENGINE_KEY", raising=False)
-    assert b"authorization" not in pool(Backend("b", "gpu", 80, "vllm", "", "ENGINE_KEY")).payload(
-        OPERATION, exchange(), Upstream(b""), 1
-    )
+    assert b"authorization" not in head_of(pool(Backend("b", "gpu", 80, "vllm", "", "ENGINE_KEY")))

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from proxy.errors import InvalidRequest
 from proxy.exchange import Record
 from proxy.wire import chat
-from proxy.wire.body import Reader, StreamOptions, read_object, with_more_stream_options, with_stream_options, write_object
+from proxy.wire.body import (
+    Reader,
+    StreamOptions,
+    read_object,
+    read_stream_options,
+    with_more_stream_options,
+    with_stream_options,
+    write_object,
+)
 from proxy.wire.completions import CompletionRequest
 from proxy.wire.operation import JSON
 
@@ -27,14 +35,15 @@ def test_what_is_read() -> None:
     )
     assert (request.model, request.stream, request.n, request.max_tokens, request.max_completion_tokens) == ("m", True, 2, 3, 4)
     assert (request.temperature, request.top_p, request.user) == (0.5, 1.0, "u")
-    assert request.stream_options == StreamOptions(include_usage=True)
+    assert read_stream_options(request.stream_options) == StreamOptions(include_usage=True)
     assert bytes(request.prompt) == b'["a" , "b"]'
 
 
 def test_what_is_absent() -> None:
     request = read_request(b'{"model":"m"}')
-    assert (request.stream, request.stream_options, request.n, request.max_tokens) == (False, None, None, None)
-    assert (request.temperature, request.top_p, request.user, bytes(request.prompt)) == (None, None, None, b"")
+    assert (request.stream, request.n, request.max_tokens) == (False, None, None)
+    assert (request.temperature, request.top_p, request.user) == (None, None, None)
+    assert (bytes(request.stream_options), bytes(request.prompt)) == (b"", b"")
 
 
 @pytest.mark.parametrize("name", ["n", "max_tokens", "max_completion_tokens", "temperature", "top_p", "user", "stream_options"])
@@ -210,17 +219,26 @@ def test_options_are_put_first_where_there_were_none(body: bytes) -> None:
 )
 def test_options_join_those_that_were_there_in_their_place(said: bytes, sent: bytes) -> None:
     body = b'{ "model": "m", "stream_options": %b, "x": [1,  2] }' % said
-    rewritten = with_more_stream_options(body, WANTED, read_request(body).stream_options)
+    rewritten = with_more_stream_options(body, WANTED, read_stream_options(read_request(body).stream_options))
     assert rewritten == b'{"model":"m","stream_options":%b,"x":[1,  2]}' % sent
 
 
-def test_options_that_only_looked_to_be_there_are_added() -> None:
-    body = b'{"model":"m","tools":[{"stream_options":1}]}'
-    rewritten = with_more_stream_options(body, WANTED, None)
-    assert rewritten == b'{"model":"m","tools":[{"stream_options":1}],"stream_options":%b}' % WANTED
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        (
+            b'{"model":"m","stream":true,"tools":[{"stream_options":1}]}',
+            b'{"stream_options":%b,"model":"m","stream":true,"tools":[{"stream_options":1}]}',
+        ),
+        (b'{"model":"m","stream":true,"stream\\u005foptions":null}', b'{"model":"m","stream":true,"stream_options":%b}'),
+    ],
+)
+def test_options_are_there_if_they_are_read_not_if_they_look_so(body: bytes, sent: bytes) -> None:  # failure 36
+    record = Record(b"i" * 16, b"t" * 16, 1, 0)
+    assert chat.OPERATION.prepare(body, chat.OPERATION.read(body, record, JSON), "vllm").body == sent % WANTED
 
 
 @pytest.mark.parametrize("said", [b'"text"', b"[]", b"7", b'{"include_usage":"yes"}', b'{"include_usage":1}'])
 def test_options_that_cannot_be_read_are_left_alone(said: bytes) -> None:
     body = b'{"model":"m","stream_options":%b}' % said
-    assert with_more_stream_options(body, WANTED, read_request(body).stream_options) is None
+    assert with_more_stream_options(body, WANTED, read_stream_options(read_request(body).stream_options)) is None

@@ -57,6 +57,12 @@ def test_a_file_may_hold_anything_but_its_boundary(data: bytes, model: str) -> N
     assert read_form(body, b'multipart/form-data; boundary="%b"' % boundary).fields == {"model": model.encode()}
 
 
+@pytest.mark.parametrize("filename", ['"a.wav"', '""', '"a;b\\\\c.wav"', "a.wav", "a.wav; filename*=utf-8''a.wav"])
+def test_a_file_is_what_has_a_filename_however_it_is_written(filename: str) -> None:
+    body = form(f'Content-Disposition: form-data; name="model"; filename={filename}\r\n\r\nm'.encode())
+    assert read_form(body, TYPE).fields == {}
+
+
 @pytest.mark.parametrize(
     ("content_type", "boundary"),
     [
@@ -88,6 +94,10 @@ def test_boundaries_that_are_none(content_type: bytes) -> None:
         b"--XXY\r\n" + form(field("model", "m")),
         b"--XX \r\n" + field("model", "m") + b"\r\n--XX--",
         form(b"\r\nvalue"),
+        form(b'Content-Disposition: form-data; name="model"\n\r\n\r\nm'),
+        form(b"Content-Disposition: form-data; name=\"model\"; filename*=UTF-8''a.wav\r\n\r\nm"),
+        form(b'Content-Disposition: form-data; name="model"; filename="a\\"\r\n\r\nm'),
+        b'--XX\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n' + form(field("model", "m")),
         form(b'Content-Disposition: attachment; name="model"\r\n\r\nm'),
         form(b"Content-Disposition: form-data; name=model\r\n\r\nm"),
         form(b'Content-Disposition: form-data; name="mod\\"el"\r\n\r\nm'),
@@ -149,6 +159,13 @@ def test_a_large_field_is_refused() -> None:
             [],
             Terms(),
         ),
+        ([field("stream", "1"), field("stream_include_usage", "false")], "vllm", [], Terms()),
+        (
+            [field("stream", "1"), field("stream_continuous_usage_stats", "false")],
+            "vllm",
+            [b"stream_include_usage"],
+            Terms(cut_usage=True, drop_usage_chunk=True),
+        ),
     ],
 )
 def test_usage_is_asked_for_before_the_clients_own_parts(
@@ -179,7 +196,6 @@ def test_a_files_bytes_are_no_tokens() -> None:
         (b'{"text":"x"}', 0),
         (b'{"usage":{"seconds":-4}}', 0),
         (b'{"usage":{"seconds":"x"}}', 0),
-        (b"plain text", 0),
     ],
 )
 def test_what_was_heard_is_on_record(answer: bytes, seconds: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.errors import MethodNotAllowed, NotFound
+from proxy.errors import MethodNotAllowed, NotFound, UpstreamMalformed
 from proxy.exchange import EngineTimings, Record, UsageSource
 from proxy.wire import chat, completions, embeddings, models
 from proxy.wire.operation import (
@@ -229,6 +229,7 @@ def test_how_many_choices_a_prompt_has_is_remembered() -> None:
 )
 def test_captured_answers_are_understood(name: str, cached: int) -> None:
     record = blank()
+    record.choices = 2
     body = captured.load(name).body
     observe_answer(body, record)
     usage = json.loads(body)["usage"]
@@ -257,8 +258,6 @@ def test_an_answers_timings() -> None:
 @pytest.mark.parametrize(
     ("body", "counts"),
     [
-        (b"", None),
-        (b"<html>", None),
         (b"[]", None),
         (b'{"usage":null}', None),
         (b'{"choices":7,"usage":{"prompt_tokens":5,"completion_tokens":2}}', (5, 2)),
@@ -274,6 +273,14 @@ def test_odd_answers(body: bytes, counts: tuple[int, int] | None) -> None:  # fa
         assert record.usage_source == UsageSource.NONE
     else:
         assert (record.input_tokens, record.output_tokens, record.usage_source) == (*counts, UsageSource.ENGINE)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"usage":', b"\xff{}", b"{} {}"])
+def test_what_is_no_json_is_no_answer(body: bytes) -> None:  # failure 24
+    for operation in OPERATIONS:
+        if isinstance(operation, EngineOperation):
+            with pytest.raises(UpstreamMalformed):
+                operation.observe(body, blank())
 
 
 @pytest.mark.parametrize(
