@@ -20,6 +20,7 @@ from collectors.records.series import OTHER, LabelBounds, Series
 from proxy.errors import Outcome
 from proxy.exchange import INTER_TOKEN_BOUNDS_NS, Attempt, EngineTimings, Record
 from proxy.journal import Heartbeat
+from proxy.last_reload import LastReload
 
 NANO = 1_000_000_000
 
@@ -120,6 +121,8 @@ class View(NamedTuple):
     spans: SpanCounts | None = None
     damaged_segments: int = 0
     set_aside_records: int = 0
+    last_reload: LastReload | None = None
+    """None: nobody supervises this collector."""
 
     @property
     def living(self) -> list[Heartbeat]:
@@ -191,6 +194,11 @@ def _tokens(seen: Seen, series: Series) -> None:
         series.add((model, key, "output"), record.output_tokens)
     if record.reasoning_tokens:
         series.add((model, key, "reasoning"), record.reasoning_tokens)
+
+
+def _audio(seen: Seen, series: Series) -> None:
+    if seen.record.audio_seconds:
+        series.add((seen.model, seen.key), seen.record.audio_seconds)
 
 
 def _cost(seen: Seen, series: Series) -> None:
@@ -285,6 +293,12 @@ COUNTERS: tuple[Counter, ...] = (
         "Tokens of ended requests. cached_input is part of input, reasoning is part of output: add up input and output only.",
         ("model", "key", "kind"),
         _tokens,
+    ),
+    Counter(
+        "glasshouse_audio_seconds_total",
+        "Audio of ended requests that was transcribed or translated, in seconds, where the engine says how long it was.",
+        ("model", "key"),
+        _audio,
     ),
     Counter(
         "glasshouse_cost_total",
@@ -407,6 +421,12 @@ def _longest(values: Iterable[float]) -> Samples:
     return [((), max(values, default=0))]
 
 
+def _earliest(moments: Iterable[float]) -> Samples:
+    """The first of some moments; nothing if none is known."""
+    known = [moment for moment in moments if moment]
+    return [((), min(known))] if known else []
+
+
 def _ages(view: View, moments: Iterable[int]) -> Samples:
     """The oldest of some moments that have come, as seconds ago; nothing if none has."""
     ages = [max(0, view.now_unix_ns - moment) / NANO for moment in moments if moment]
@@ -442,6 +462,12 @@ GAUGES: tuple[Gauge, ...] = (
         "Open client connections.",
         (),
         lambda view: [((), sum(beat.connections for beat in view.living))],
+    ),
+    Gauge(
+        "glasshouse_certificate_expiry_timestamp_seconds",
+        "When the listener's certificate ceases to be valid, seconds since 1970; the first to. No sample: it has none.",
+        (),
+        lambda view: _earliest(beat.certificate_expiry_unix_s for beat in view.living),
     ),
     Gauge(
         "glasshouse_loop_delay_seconds",
@@ -517,6 +543,18 @@ GAUGES: tuple[Gauge, ...] = (
         "Traces that wait to be sent to Phoenix.",
         (),
         lambda view: [((), view.spans.waiting)] if view.spans else [],
+    ),
+    Gauge(
+        "glasshouse_config_last_reload_successful",
+        "1 if the configuration was taken up when it was last read, at the start or by a reload; 0: it was not.",
+        (),
+        lambda view: [((), float(view.last_reload.successful))] if view.last_reload else [],
+    ),
+    Gauge(
+        "glasshouse_config_last_reload_success_timestamp_seconds",
+        "When the configuration in force was taken up, seconds since 1970.",
+        (),
+        lambda view: [((), view.last_reload.success_unix_ns / NANO)] if view.last_reload else [],
     ),
     Gauge(
         "glasshouse_build_info",

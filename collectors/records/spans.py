@@ -2,7 +2,7 @@
 
     POST /v1/chat/completions     SERVER, kind CHAIN: the request as its caller sees it
     ├── attempt gpu-0             CLIENT, kind CHAIN, ERROR: a try that failed
-    └── chat qwen3-8b             CLIENT, kind LLM: the try that answered, with tokens and cost
+    └── chat qwen3-8b             CLIENT, kind LLM (or as _KINDS says): the try that answered, with tokens and cost
         ├── prefill               until the first token
         └── decode                from the first token to the last
 
@@ -17,9 +17,11 @@ Ids: the trace is the record's, the root is its span id, attempt k (from 1) is `
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openinference.semconv.trace import DocumentAttributes, RerankerAttributes
 from openinference.semconv.trace import SpanAttributes as OpenInference
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -27,12 +29,15 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
-from collectors.records.content import Conversation, read_content
+from collectors.records.bounded import MAX_TEXT, bounded_json, cut
+from collectors.records.content import Conversation, Document, Ranking, read_content
 from collectors.records.metrics import attempt_result
 from proxy import __version__
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, Record, UsageSource
 from proxy.journal import Content
+from proxy.wire import models
+from proxy.wire.operations import OPERATIONS
 
 SCOPE = InstrumentationScope("glasshouse", __version__, "https://opentelemetry.io/schemas/1.41.0")
 
@@ -45,8 +50,39 @@ _SUCCESSES = frozenset({Outcome.OK, Outcome.CACHED, Outcome.COALESCED})
 _OUTCOMES = {outcome.value: outcome.label for outcome in Outcome}
 _SOURCES = {source.value: source.name.lower() for source in UsageSource}
 
-_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embeddings": "/v1/embeddings"}
-_GEN_AI_OPERATIONS = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings"}
+_ROUTES = {
+    **{
+        each.name: (each.method.decode(), each.path.decode())
+        for each in sorted(OPERATIONS, key=lambda each: each.path.startswith(b"/v1/"))
+    },
+    models.RETRIEVE.name: (models.RETRIEVE.method.decode(), f"{models.PREFIX.decode()}{{model}}"),
+}
+"""Operation → (method, path). Of several paths that mean the same, which a record doesn't tell apart, the one in /v1."""
+
+_PATHS = Counter(each.name for each in OPERATIONS)
+"""How many paths an operation has."""
+
+_GEN_AI_OPERATIONS = {
+    "chat": "chat",
+    "responses": "chat",
+    "messages": "chat",
+    "completions": "text_completion",
+    "embeddings": "embeddings",
+}
+"""What the conventions have a name for; what they haven't goes by its own."""
+
+_KINDS = {
+    "embeddings": "EMBEDDING",
+    "rerank": "RERANKER",
+    "score": "RERANKER",
+    "count_tokens": "CHAIN",
+    "tokenize": "CHAIN",
+    "detokenize": "CHAIN",
+}
+"""Whatever isn't here generates: LLM, the only kind whose tokens Phoenix counts and prices. No model is at work in a CHAIN."""
+
+MAX_DOCUMENTS = 100
+"""That a ranking's span shows: each is attributes of its own."""
 
 Attributes = dict[str, Any]
 
@@ -129,14 +165,14 @@ class _Trace:
 
     def _root(self) -> ReadableSpan:
         record = self._record
-        path = _PATHS.get(record.operation, "/v1/models" if record.operation in ("models", "model") else "")
-        method = "GET" if record.operation in ("models", "model") else "POST"
+        method, path = _ROUTES.get(record.operation, ("POST", ""))
         attributes = {
             OpenInference.OPENINFERENCE_SPAN_KIND: "CHAIN",
             "http.request.method": method,
             "http.route": path,
-            "url.path": path,
+            "url.path": path if _PATHS[record.operation] == 1 else None,
             "http.response.status_code": record.status,
+            "client.address": record.client_address or None,
             "http.request.body.size": record.request_bytes,
             "http.response.body.size": record.response_bytes,
             OpenInference.METADATA: json.dumps(_metadata(record)),
@@ -172,22 +208,31 @@ class _Trace:
     def _model(self, number: int, attempt: Attempt) -> ReadableSpan:
         record = self._record
         operation = _GEN_AI_OPERATIONS.get(record.operation, record.operation)
+        kind = _KINDS.get(record.operation, "LLM")
         attributes = {
-            OpenInference.OPENINFERENCE_SPAN_KIND: "EMBEDDING" if record.operation == "embeddings" else "LLM",
+            OpenInference.OPENINFERENCE_SPAN_KIND: kind,
+            **(self._inference(operation, kind, attempt) if kind != "CHAIN" else {}),
+            **_attempt_attributes(number, attempt),
+            **_who(record),
+            **self._texts(),
+            **_error_attributes(record),
+        }
+        return self._child(f"{operation} {record.model}", number, SpanKind.CLIENT, attempt, attributes, _status(record))
+
+    def _inference(self, operation: str, kind: str, attempt: Attempt) -> Attributes:
+        """What a model was asked, said and took."""
+        record = self._record
+        return {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "openai_compatible",
             "gen_ai.request.model": record.model,
+            RerankerAttributes.RERANKER_MODEL_NAME: record.model if kind == "RERANKER" else None,
             **_request_attributes(record),
             **_response_attributes(record, attempt),
             **_usage_attributes(record),
             **_engine_attributes(record),
-            **_attempt_attributes(number, attempt),
-            **_who(record),
-            **self._texts(),
             **self._messages(),
-            **_error_attributes(record),
         }
-        return self._child(f"{operation} {record.model}", number, SpanKind.CLIENT, attempt, attributes, _status(record))
 
     def _phases(self, number: int, attempt: Attempt) -> list[ReadableSpan]:
         record = self._record
@@ -275,14 +320,17 @@ class _Trace:
         if self._said is None:
             return {}
         return {
-            OpenInference.INPUT_VALUE: self._said.input_text,
+            OpenInference.INPUT_VALUE: cut(self._said.input_text),
             OpenInference.INPUT_MIME_TYPE: "text/plain",
-            OpenInference.OUTPUT_VALUE: self._said.output_text,
+            OpenInference.OUTPUT_VALUE: cut(self._said.output_text),
             OpenInference.OUTPUT_MIME_TYPE: "text/plain",
         }
 
     def _messages(self) -> Attributes:
-        return _messages(self._said) if self._said is not None else {}
+        said = self._said
+        if said is None:
+            return {}
+        return {**_messages(said), **(_ranking(said.ranking) if said.ranking is not None else {})}
 
 
 def _messages(said: Conversation) -> Attributes:
@@ -291,7 +339,23 @@ def _messages(said: Conversation) -> Attributes:
         ("gen_ai.output.messages", said.output_messages),
         ("gen_ai.tool.definitions", said.tools),
     )
-    return {key: json.dumps(value, ensure_ascii=False) for key, value in named if value}
+    return {key: bounded_json(value) for key, value in named if value}
+
+
+def _ranking(ranking: Ranking) -> Attributes:
+    return {
+        RerankerAttributes.RERANKER_QUERY: cut(ranking.query),
+        **_documents(RerankerAttributes.RERANKER_INPUT_DOCUMENTS, ranking.documents[:MAX_DOCUMENTS]),
+        **_documents(RerankerAttributes.RERANKER_OUTPUT_DOCUMENTS, ranking.ranked[:MAX_DOCUMENTS]),
+    }
+
+
+def _documents(name: str, documents: Sequence[Document]) -> Attributes:
+    attributes: Attributes = {}
+    for position, document in enumerate(documents):
+        attributes[f"{name}.{position}.{DocumentAttributes.DOCUMENT_CONTENT}"] = cut(document.text, MAX_TEXT // len(documents))
+        attributes[f"{name}.{position}.{DocumentAttributes.DOCUMENT_SCORE}"] = document.score
+    return attributes
 
 
 # -- facts --
@@ -450,6 +514,7 @@ def _usage_attributes(record: Record) -> Attributes:
         "glasshouse.usage_source": _SOURCES.get(record.usage_source, ""),
         "glasshouse.cost": record.cost_nano / 1e9,
         "glasshouse.currency": record.currency or None,
+        "glasshouse.audio_seconds": _int(record.audio_seconds) or None,
     }
 
 

@@ -16,12 +16,21 @@ from proxy.cli.report import csv_text, json_text, money, table
 from proxy.store import UsageRow, reader
 from proxy.store import usage as used
 
-_COUNTS = (
-    *("requests", "ok", "errors", "client_gone", "crashed"),
-    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"),
-)
+_AUDIO = "audio_seconds"
+_COUNTS = {
+    "requests": "REQUESTS",
+    "ok": "OK",
+    "errors": "ERRORS",
+    "client_gone": "GONE",
+    "crashed": "CRASHED",
+    "input_tokens": "INPUT",
+    "cached_tokens": "CACHED",
+    "output_tokens": "OUTPUT",
+    "reasoning_tokens": "REASONING",
+    _AUDIO: "AUDIO SECONDS",
+}
+"""With their heads in a table."""
 _WAITS = ("first_token_p50_ns", "first_token_p95_ns")
-_HEADS = ("REQUESTS", "OK", "ERRORS", "GONE", "CRASHED", "INPUT", "CACHED", "OUTPUT", "REASONING")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGO = re.compile(r"([0-9]{1,6})([mhdw])")
 
@@ -61,7 +70,7 @@ def usage(
     """Requests, tokens and cost by key, model, backend or day (UTC).
 
     CACHED is part of INPUT, REASONING part of OUTPUT. FIRST TOKEN is how long half, and 95 %, of the requests that got one waited
-    for it at most.
+    for it at most. AUDIO SECONDS, where there were any, is what was transcribed or translated.
     """
     with database(running_settings(config)) as engine, reader(engine).connect() as connection:
         rows = used(connection, by, since, until)
@@ -81,16 +90,24 @@ def _fields(row: UsageRow) -> dict[str, Any]:
 def _csv(by: str, rows: Sequence[UsageRow]) -> str:
     """One column of cost per currency."""
     currencies = sorted({currency for row in rows for currency in row.cost_nano})
-    columns = [by, "label", *_COUNTS, *(f"cost_{currency.lower()}" for currency in currencies), *_WAITS]
-    return csv_text(columns, ([row.group, row.label, *_numbers(row), *_costs(row, currencies), *_waits(row)] for row in rows))
+    counts = _counts(rows)
+    columns = [by, "label", *counts, *(f"cost_{currency.lower()}" for currency in currencies), *_WAITS]
+    return csv_text(
+        columns, ([row.group, row.label, *_numbers(row, counts), *_costs(row, currencies), *_waits(row)] for row in rows)
+    )
+
+
+def _counts(rows: Sequence[UsageRow]) -> list[str]:
+    """Few have audio."""
+    return [name for name in _COUNTS if name != _AUDIO or any(row.audio_seconds for row in rows)]
 
 
 def _costs(row: UsageRow, currencies: Sequence[str]) -> list[str]:
     return [money(row.cost_nano.get(currency, 0)) for currency in currencies]
 
 
-def _numbers(row: UsageRow) -> list[int]:
-    return [getattr(row, name) for name in _COUNTS]
+def _numbers(row: UsageRow, counts: Sequence[str]) -> list[int]:
+    return [getattr(row, name) for name in counts]
 
 
 def _waits(row: UsageRow) -> list[int | None]:
@@ -98,10 +115,15 @@ def _waits(row: UsageRow) -> list[int | None]:
 
 
 def _table(by: str, rows: Sequence[UsageRow]) -> str:
-    lines = [[row.label or "-", *_numbers(row), _cost(row.cost_nano), *map(_seconds, _waits(row))] for row in rows]
+    counts = _counts(rows)
+    numbers = [_numbers(row, counts) for row in rows]
+    lines = [
+        [row.label or "-", *counted, _cost(row.cost_nano), *map(_seconds, _waits(row))]
+        for row, counted in zip(rows, numbers, strict=True)
+    ]
     if len(rows) > 1:
-        lines.append(["total", *(sum(column) for column in zip(*map(_numbers, rows), strict=True)), _cost(_total(rows)), "", ""])
-    return table([by.upper(), *_HEADS, "COST", "FIRST TOKEN p50", "p95"], lines)
+        lines.append(["total", *map(sum, zip(*numbers, strict=True)), _cost(_total(rows)), "", ""])
+    return table([by.upper(), *(_COUNTS[name] for name in counts), "COST", "FIRST TOKEN p50", "p95"], lines)
 
 
 def _total(rows: Sequence[UsageRow]) -> dict[str, int]:

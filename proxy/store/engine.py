@@ -5,6 +5,11 @@ soundness), foreign keys on, ten seconds of patience for another writer. Python'
 would begin a transaction late, at the first change, and a transaction that first reads and then writes fails at once when
 another process has written in between, whatever the patience. Transactions therefore begin as writers (`BEGIN IMMEDIATE`),
 except those of a `reader`, which never hold anybody up.
+
+PostgreSQL: somebody else's machine, so whatever is asked of it has an end. Connecting takes five seconds at most, a statement
+thirty (`without_deadline` lifts that), and a host that vanished is given up when it acknowledges nothing for as long. What the
+URL itself says of connecting and of these comes first. The deadline of statements is set in each transaction and not by the
+connection's options, which connection poolers refuse.
 """
 
 from __future__ import annotations
@@ -18,6 +23,20 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 BUSY_MS = 10_000
 """How long SQLite waits for another process's write transaction."""
+
+STATEMENT_MS = 30_000
+"""How long PostgreSQL may take for a statement, waiting for others' locks included."""
+
+_VANISHED = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+"""libpq's words for it. Source: PostgreSQL's documentation, "Parameter Key Words"."""
+
+_UNUSABLE = "database: not a usable database URL; allowed: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
 
 
 class StoreError(Exception):
@@ -43,14 +62,23 @@ def open_database(url: str) -> Engine:
 def open_engine(url: str) -> Engine:
     """An engine, without a look at the tables. Statement parameters never get into error texts. Raises StoreError."""
     try:
-        engine = create_engine(url, hide_parameters=True, pool_pre_ping=not url.startswith("sqlite"))
+        backend = make_url(url).get_backend_name()
+        if backend not in ("sqlite", "postgresql"):
+            raise StoreError(_UNUSABLE)
+        engine = create_engine(url, hide_parameters=True, pool_pre_ping=backend != "sqlite")
     except (ArgumentError, NoSuchModuleError):
-        raise StoreError("database: not a database URL; allowed: sqlite:///PATH or postgresql://...") from None
+        raise StoreError(_UNUSABLE) from None
     except ModuleNotFoundError as error:
-        raise StoreError(f"the database {_shown(url)} needs the package {error.name!r}, which isn't installed") from None
-    if engine.dialect.name == "sqlite":
+        raise StoreError(f"the database {_shown(url)} needs the package {error.name!r}, {_where_to_get(error.name)}") from None
+    if engine.dialect.is_async:
+        raise StoreError(_UNUSABLE)
+    if backend == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "begin", _begin_postgresql)
+        if engine.dialect.driver in ("psycopg", "psycopg2"):
+            event.listen(engine, "do_connect", _notice_the_vanished)
     return engine
 
 
@@ -59,8 +87,20 @@ def reader(engine: Engine) -> Engine:
     return engine.execution_options(reads_only=True)
 
 
+def without_deadline(connection: Connection) -> None:
+    """For the rest of the transaction: what is asked takes its time, as a migration or a report over years may."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+
+
 def _shown(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
+
+
+def _where_to_get(package: str | None) -> str:
+    if package == "psycopg":
+        return "which comes with Glasshouse's extra `postgres`: pip install 'psycopg[binary]'"
+    return "which isn't installed"
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
@@ -86,3 +126,12 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     reads_only = connection.get_execution_options().get("reads_only")
     connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {STATEMENT_MS}")
+
+
+def _notice_the_vanished(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
+    for name, value in _VANISHED.items():
+        parameters.setdefault(name, value)

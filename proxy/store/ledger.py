@@ -21,6 +21,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, and_, case, fu
 
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, EngineTimings, Record, UsageSource
+from proxy.store.engine import without_deadline
 from proxy.store.tables import checkpoints, requests
 
 # -- rows --
@@ -38,8 +39,8 @@ _SAME_NAME = (
 )
 """Columns that hold the Record's field of the same name, as it is."""
 
-_TEXTS = ("client_request_id", "model", "error_code", "error")
-_COUNTS = ("choices", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost_nano")
+_TEXTS = ("client_request_id", "client_address", "model", "error_code", "error")
+_COUNTS = ("choices", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds", "cost_nano")
 _DERIVED = (
     *("day", "id", "received_at", "trace_id", "span_id", "parent_span_id", "backend", "end_user", "max_tokens", "outcome"),
     *("usage_source", "finish_reasons", "inter_token_counts", "attempts", "proxy_added_ns"),
@@ -148,7 +149,7 @@ _COUNTED: dict[str, ColumnElement[bool]] = {
     "client_gone": requests.c.outcome == Outcome.CLIENT_GONE.label,
     "crashed": requests.c.outcome == Outcome.CRASHED.label,
 }
-_SUMMED = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+_SUMMED = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds")
 _GROUPS: dict[By, tuple[Column[Any], Column[Any]]] = {
     "key": (requests.c.key_id, requests.c.key_name),
     "model": (requests.c.model, requests.c.model),
@@ -176,6 +177,7 @@ class UsageRow(msgspec.Struct, kw_only=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    audio_seconds: int = 0
     cost_nano: dict[str, int] = {}
     """Currency → nano-units. A currency in which nothing was charged is left out."""
     first_token_p50_ns: int | None = None
@@ -184,6 +186,7 @@ class UsageRow(msgspec.Struct, kw_only=True):
 
 def usage(connection: Connection, by: By = "key", since: datetime | None = None, until: datetime | None = None) -> list[UsageRow]:
     """What was used from `since` (included) to `until` (not included), both aware; ordered by group. A few scans of the range."""
+    without_deadline(connection)
     span = _span(since, until)
     rows: dict[str, UsageRow] = {}
     for group, label, currency, *sums in connection.execute(_sums(by, span)):

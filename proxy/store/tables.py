@@ -109,6 +109,9 @@ requests = Table(
     # what the engine said of it
     *_measures("engine_queue_ms", "engine_time_to_first_token_ms", "engine_prefill_ms", "engine_decode_ms"),
     *_measures("engine_mean_inter_token_ms"),
+    # what later versions know, with what an older one's row has instead
+    Column("client_address", Text, nullable=False, server_default=text("''")),
+    Column("audio_seconds", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("day", "id"),
     sqlite_with_rowid=False,
 )

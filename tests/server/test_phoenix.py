@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from playwright.sync_api import Request, sync_playwright
 
+from collectors.records.spans import count_spans
 from proxy import accounting
 from proxy.control.discovery import Answer
 from proxy.control.inventory import Inventory
@@ -27,13 +28,13 @@ from proxy.embedded import CompanionError
 from proxy.embedded.environments import PHOENIX
 from proxy.embedded.phoenix import phoenix, trace_url
 from proxy.errors import Outcome
-from proxy.exchange import Attempt, Record
+from proxy.exchange import Attempt, Record, UsageSource
 from proxy.journal import Content, Journal, encode_content
 from proxy.pricelist import pricelist
 from tests.server.test_collectors import Collecting
 from tests.server.test_embedded import free_port, prepared, running
 from tests.unit.collectors.made import MS, make_record, make_rejected, make_retried
-from tests.unit.collectors.test_spans import captured
+from tests.unit.collectors.test_spans import RANKED, TOOLS, captured
 from tests.unit.journal.made import closing, dead_segment, kill
 
 pytestmark = pytest.mark.timeout(900)  # the first run fetches what it needs
@@ -133,8 +134,26 @@ def unpriced(number: int) -> Record:
     return make_record(number, model="gpt-4o", cost_nano=0)
 
 
+def responded(number: int) -> Record:
+    return make_record(number, operation="responses", finish_reasons=["completed"])
+
+
+def heard(number: int) -> Record:
+    return make_record(number, operation="transcriptions", usage_source=UsageSource.ESTIMATED, audio_seconds=3)
+
+
+def measured(number: int) -> Record:
+    took = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0, "cost_nano": 0}
+    return make_record(number, operation="tokenize", first_token_ns=0, usage_source=UsageSource.NONE, **took)
+
+
+def ranked(number: int) -> Record:
+    """Phoenix counts what is generated, and nothing is here."""
+    return make_record(number, operation="rerank", first_token_ns=0, output_tokens=0, reasoning_tokens=0, cost_nano=28_000)
+
+
 # Phoenix knows a span by its id alone, whatever its project: numbers here are used once.
-KINDS = (make_record, make_retried, make_rejected, broken, gone, crashed, unpriced)
+KINDS = (make_record, make_retried, make_rejected, broken, gone, crashed, unpriced, responded, heard, measured, ranked)
 
 
 def capture(collector: Collecting, record: Record, content: Content) -> None:
@@ -153,15 +172,16 @@ def test_costs_and_tokens_are_the_ledgers(real: Phoenix, collecting: Callable[..
     collector.stop()
     assert len(rows) == len(records)
     summary = totals["costSummary"]
-    assert round(summary["total"]["cost"] * 1e9) == sum(row["cost_nano"] for row in rows) > 0
-    assert summary["prompt"]["tokens"] == sum(row["input_tokens"] for row in rows)
-    assert summary["completion"]["tokens"] == sum(row["output_tokens"] for row in rows)
+    counted = [row for row in rows if row["operation"] != "rerank"]
+    assert round(summary["total"]["cost"] * 1e9) == sum(row["cost_nano"] for row in counted) > 0
+    assert summary["prompt"]["tokens"] == sum(row["input_tokens"] for row in counted)
+    assert summary["completion"]["tokens"] == sum(row["output_tokens"] for row in counted)
     assert real.rates()["qwen3-8b (glasshouse)"] == [0.02, 0.1, 0.4]
     assert real.rates()["gpt-4o (glasshouse)"] == [0, 0, 0]
 
     # Sent again, as after a kill -9: Phoenix has them already and counts nothing twice.
     (collector.state / "collector-spans").unlink()
-    dead_segment(collector.journal_path, *map(closing, records[:14]))
+    dead_segment(collector.journal_path, *map(closing, records[: 2 * len(KINDS)]))
     collector.start()
     until(lambda: collector.metrics().total("spans_exported_total") > 0 and collector.metrics().total("traces_waiting") == 0)
     dead_segment(collector.journal_path, closing(make_record(1000)))
@@ -259,6 +279,35 @@ def test_a_trace_shows_what_happened(real: Phoenix, collecting: Callable[..., Co
     assert first["name"] == "attempt gpu-0"
     assert root["events"][-1]["name"] == "exception"
     assert root["status_message"] == "The engine's answer makes no sense."
+
+
+def test_other_apis_are_shown_as_chats_are(real: Phoenix, collecting: Callable[..., Collecting]) -> None:
+    collector = collecting(phoenix={"url": real.url, "project": "apis"}, models=PRICES)
+    said = {5000: (responded, TOOLS), 5001: (ranked, RANKED), 5002: (measured, captured("tokenize"))}
+    records = {number: make(number) for number, (make, _) in said.items()}
+    for number, (_, content) in said.items():
+        capture(collector, records[number], content)
+    dead_segment(collector.journal_path, *map(closing, records.values()))
+    collector.start()
+    until(lambda: real.totals("apis")["recordCount"] == sum(count_spans(record) for record in records.values()))
+    collector.stop()
+    traces = [real.spans("apis", record.trace_id.hex()) for record in records.values()]
+    (chat,), (ranking,), (measuring,) = ([span for span in trace if span["name"].endswith(" qwen3-8b")] for trace in traces)
+    assert [span["span_kind"] for span in (chat, ranking, measuring)] == ["LLM", "RERANKER", "CHAIN"]
+    shown = chat["attributes"]
+    assert shown["llm.input_messages.0.message.content"] == "How is the weather?"
+    answer = "llm.output_messages.0.message"
+    assert shown[f"{answer}.contents.0.message_content.text"] == "Where?"
+    assert shown[f"{answer}.tool_calls.0.tool_call.function.name"] == "get_weather"
+    assert shown[f"{answer}.tool_calls.0.tool_call.function.arguments"] == '{"city": "Paris"}'
+    assert "get_weather" in shown["llm.tools.0.tool.json_schema"]
+    shown = ranking["attributes"]
+    assert shown["reranker.query"] == "What is the capital of France?"
+    assert shown["reranker.input_documents.1.document.content"] == "Paris is."
+    assert shown["reranker.output_documents.0.document.content"] == "Paris is."
+    assert shown["reranker.output_documents.0.document.score"] == 0.9
+    assert (measuring["attributes"]["input.value"], measuring["attributes"]["output.value"]) == ("Hello world", "[2 tokens]")
+    assert real.totals("apis")["costSummary"]["total"]["tokens"] == 605, "the chat's alone"
 
 
 def test_a_person_sees_where_the_time_went(real: Phoenix, collecting: Callable[..., Collecting]) -> None:

@@ -99,12 +99,27 @@ def test_json(command: Command) -> None:
         "cached_tokens": 1500,
         "output_tokens": 600,
         "reasoning_tokens": 0,
+        "audio_seconds": 0,
         "cost_nano": {"EUR": 5, "USD": 2**60 + 132_000},
         "first_token_p50_ns": 250_000_000,
         "first_token_p95_ns": 250_000_000,
         "cost": {"EUR": "0.000000005", "USD": "1152921504.606978976"},
     }
     assert (second["group"], second["crashed"], second["cost"]) == ("key_2", 1, {})
+
+
+def test_audio_has_a_column_where_there_is_any(here: Path, command: Command) -> None:
+    assert "AUDIO" not in command("usage").stdout
+    assert "audio" not in command("usage", "--format", "csv").stdout
+    with open_database(f"sqlite:///{here / '.glasshouse/glasshouse.db'}").begin() as connection:
+        heard = {"key_id": "key_1", "key_name": "alice", "model": "whisper"}
+        insert_records(connection, [record(5, **heard, audio_seconds=3), record(6, **heard, audio_seconds=40)])
+    head, alice, other, total = command("usage").stdout.splitlines()
+    at = head.index("AUDIO SECONDS") + len("AUDIO SECONDS")
+    assert [line[:at].split()[-1] for line in (alice, other, total)] == ["43", "0", "43"]
+    rows = list(csv.DictReader(io.StringIO(command("usage", "--format", "csv").stdout, newline="")))
+    assert [row["audio_seconds"] for row in rows] == ["43", "0"]
+    assert [row["audio_seconds"] for row in json.loads(command("usage", "--format", "json").stdout)] == [43, 0]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ class Receiver:
     def __init__(self) -> None:
         self.status = 200
         self.content_type = "application/x-protobuf"
+        self.body = b""
+        """The body of an answer to spans."""
         self.graphql_status = 200
         self.graphql_body: bytes | None = None
         """Instead of an answer."""
@@ -110,7 +112,7 @@ class Receiver:
                 for of in request.resource_spans:
                     self.resources.append({each.key: each.value.string_value for each in of.resource.attributes})
                 self.changed.notify_all()
-        return self.content_type, self.status, b""
+        return self.content_type, self.status, self.body
 
     def _graphql(self, request: dict[str, Any], headers: dict[str, str]) -> bytes:
         with self.changed:

@@ -34,6 +34,10 @@ class Kept:
         self.tending_fails: Exception | None = None
         self.kept = Checkpoint()
         self.wrote = threading.Event()
+        self.asked = threading.Event()
+        self.answers = threading.Event()
+        """Cleared: it hangs."""
+        self.answers.set()
 
     @property
     def stored(self) -> Checkpoint | None:
@@ -45,6 +49,8 @@ class Kept:
         return self.kept
 
     def write(self, batch: Batch) -> None:
+        self.asked.set()
+        self.answers.wait()
         if self.fails is not None:
             raise self.fails
         self.writes += 1
@@ -180,6 +186,22 @@ def test_how_far_behind_it_is(follower: Follower, sink: Kept, journal: Journal) 
     follower.turn()
     view = follower.view(written, time.monotonic() + 100)
     assert (view.lag_bytes, view.lag_seconds) == (0, 0.0)
+
+
+def test_a_sink_that_hangs_is_behind_all_the_while(follower: Follower, sink: Kept, journal: Journal) -> None:  # failure 47
+    follower.turn()
+    sink.answers.clear()
+    follower.start()
+    journal.append(closing(make_record(1)))
+    written = {journal.incarnation: journal.position}
+    assert sink.asked.wait(20.0)
+    view = follower.view(written, time.monotonic() + 100)
+    assert view.lag_seconds > 99
+    assert view.lag_bytes > 0
+    sink.answers.set()
+    follower.stop(FOREVER)
+    assert follower.join(20.0)
+    assert follower.view(written, time.monotonic() + 100).lag_seconds == 0.0
 
 
 def test_a_sink_that_takes_and_cannot_pass_on_is_not_up(follower: Follower, sink: Kept) -> None:

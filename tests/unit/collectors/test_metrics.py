@@ -27,6 +27,7 @@ from collectors.reference import README, written_into
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, Record
 from proxy.journal import Heartbeat
+from proxy.last_reload import LastReload
 from tests.unit.collectors.made import DAY, MS, make_record, make_rejected, make_retried
 
 ROWS: list[Counter | Histogram] = [*COUNTERS, *HISTOGRAMS]
@@ -78,6 +79,12 @@ def test_a_request_that_reached_no_engine() -> None:
     duration = observed(counted.pop("request_duration_seconds"))
     assert duration == {("chat", "other", "none", "false", "client_error"): (1, 90_000)}
     assert counted == {}
+
+
+def test_what_was_heard_is_counted_by_the_second() -> None:
+    heard = [make_record(number, model="whisper", audio_seconds=seconds) for number, seconds in enumerate((3, 40, 0))]
+    assert count(*heard)["audio_seconds_total"] == {("whisper", "search"): [43]}
+    assert "audio_seconds_total" not in count(make_record()), "nothing is said of those who never spoke"
 
 
 def test_a_retry_is_two_attempts_of_one_request_and_the_engine_has_its_say() -> None:
@@ -203,13 +210,18 @@ def test_before_anything_runs() -> None:
     assert now["backend_requests_in_flight"] == {("gpu-0",): 0}
     assert now["snapshot_age_seconds"] == {}
     assert now["heartbeat_age_seconds"] == {}
+    assert now["certificate_expiry_timestamp_seconds"] == {}
     assert now["spans_exported_total"] == {}
+    assert now["config_last_reload_successful"] == {}
     assert now["build_info"] == {("0.1.0",): 1}
 
 
 def test_of_several_workers_counts_are_summed_and_the_worst_delay_shows() -> None:
-    one = Heartbeat("a", DAY - NANO, 3, {"gpu-0": 2, "gpu-1": 1}, 10, 5 * MS, DAY - 30 * NANO)
+    one = Heartbeat(
+        "a", DAY - NANO, 3, {"gpu-0": 2, "gpu-1": 1}, 10, 5 * MS, DAY - 30 * NANO, certificate_expiry_unix_s=1_800_000_000
+    )
     two = Heartbeat("b", DAY, 4, {"gpu-0": 4}, 20, 7 * MS, DAY - 10 * NANO, draining=True, journal_full=True)
+    two.certificate_expiry_unix_s = 1_700_000_000
     gone = Heartbeat("c", DAY - 99 * NANO, 9, {"gpu-0": 9}, 9, 99 * MS, 1, draining=True, alive=False)
     now = gauges(View(DAY, "", ["gpu-0", "gpu-1", "gpu-2"], [one, two, gone]))
     assert now["workers"] == {(): 2}
@@ -221,6 +233,14 @@ def test_of_several_workers_counts_are_summed_and_the_worst_delay_shows() -> Non
     assert now["heartbeat_age_seconds"] == {(): 1.0}
     assert now["snapshot_age_seconds"] == {(): 30.0}
     assert now["journal_full"] == {(): 1}
+    assert now["certificate_expiry_timestamp_seconds"] == {(): 1_700_000_000}
+
+
+@pytest.mark.parametrize("successful", [True, False])
+def test_how_the_last_reload_went_shows(successful: bool) -> None:
+    now = gauges(View(DAY, "", last_reload=LastReload(1, successful, DAY - NANO, ["worker-0 replaced"])))
+    assert now["config_last_reload_successful"] == {(): float(successful)}
+    assert now["config_last_reload_success_timestamp_seconds"] == {(): (DAY - NANO) / NANO}
 
 
 def test_sinks_and_spans_show() -> None:

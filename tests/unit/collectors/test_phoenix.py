@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTracePartialSuccess, ExportTraceServiceResponse
 
 from collectors.records.captured import Captured
 from collectors.records.metrics import SpanCounts
-from collectors.records.phoenix import MAX_MARKS, MAX_SPANS_PER_EXPORT, SpansSink, TraceQueue
+from collectors.records.phoenix import MAX_EXPORT_BYTES, MAX_MARKS, MAX_SPANS_PER_EXPORT, SpansSink, TraceQueue
 from collectors.records.spans import count_spans
 from proxy.exchange import Record
 from proxy.journal import Batch, Checkpoint, Journal, encode_content
@@ -71,6 +72,15 @@ def test_what_is_being_sent_counts_and_goes_first_when_it_comes_back() -> None:
     assert queue.give_back() == []
     assert queue.put(make_records(4, 1), position(3)) == make_records(0, 1)
     assert queue.take(1000) == make_records(2, 3)
+
+
+def test_what_does_not_fit_goes_back_and_stays_in_order() -> None:
+    queue = TraceQueue(10)
+    queue.put(make_records(0, 6), position(1))
+    assert len(queue.take(4 * PER_TRACE)) == 4
+    assert queue.give_back(keep=1) == []
+    queue.settle()
+    assert [record.id for record in queue.take(9 * PER_TRACE)] == [identity(number) for number in range(1, 6)]
 
 
 def test_a_position_waits_for_its_last_trace() -> None:
@@ -264,6 +274,43 @@ def test_a_web_page_that_says_200_is_no_delivery(make_sink: Callable[..., SpansS
     assert sink.counts() == SpanCounts(0, {}, 1)
 
 
+RUBBISH = {
+    "text": ("text/plain", b"hello, this is your router"),
+    "bytes": ("application/x-protobuf", b"\xff\xfe\xfd" * 20),
+    "half of JSON": ("application/json", b'{"partialSuccess":'),
+    "JSON that is no object": ("application/json", b'"ok"'),
+}
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH)
+def test_rubbish_that_says_200_is_no_delivery(make_sink: Callable[..., SpansSink], phoenix: Receiver, rubbish: str) -> None:
+    phoenix.content_type, phoenix.body = RUBBISH[rubbish]
+    sink = make_sink()
+    sink.write(batch(1, make_record(0)))
+    wait(lambda: not sink.up)
+    assert sink.counts() == SpanCounts(0, {}, 1)
+    phoenix.content_type, phoenix.body = "application/json", b"{}"
+    wait(lambda: sink.counts() == SpanCounts(PER_TRACE, {}, 0))
+
+
+def test_spans_that_a_receiver_took_and_will_not_keep_are_counted(make_sink: Callable[..., SpansSink], phoenix: Receiver) -> None:
+    partial = ExportTracePartialSuccess(rejected_spans=3, error_message="no room")
+    phoenix.body = ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+    sink = make_sink()
+    sink.write(batch(1, make_record(0)))
+    wait(lambda: sink.counts() == SpanCounts(PER_TRACE - 3, {"refused": 3}, 0))
+
+
+def test_a_tls_error_is_an_outage(make_sink: Callable[..., SpansSink], phoenix: Receiver) -> None:
+    """What listens there speaks no TLS."""
+    sink = make_sink(limit=5, url=phoenix.url.replace("http:", "https:"))
+    wait(lambda: not sink.up)
+    for number in range(8):
+        sink.write(batch(number + 1, make_record(number)))
+    assert sink.counts() == SpanCounts(0, {"full": 3 * PER_TRACE}, 5)
+    assert phoenix.posts == []
+
+
 def test_a_slow_phoenix_holds_nobody_up(make_sink: Callable[..., SpansSink], phoenix: Receiver) -> None:
     phoenix.hold.clear()
     sink = make_sink(limit=20)
@@ -322,6 +369,38 @@ def test_after_an_outage_prices_are_seen_to_again(make_sink: Callable[..., Spans
     phoenix.start()
     phoenix.wait(spans=2 * PER_TRACE)
     assert [price["name"] for price in phoenix.prices] == ["qwen3-8b (glasshouse)"]
+
+
+# -- failure 63 --
+
+
+def test_a_request_has_a_size_that_receivers_take(make_sink: Callable[..., SpansSink], phoenix: Receiver, tmp_path: Path) -> None:
+    """Prompts of 5 MB: each trace is cut to what a receiver takes, and a request holds no more of them than that."""
+    journal = Journal(tmp_path / "content", 64 * 1024 * 1024)
+    wait(lambda: journal._next is not None)
+    request = b'{"messages":[{"role":"user","content":"%b"}]}' % (b"\xc3\xa9" * 2_500_000)
+    for number in range(12):
+        journal.append(encode_content(identity(number), request, b'{"choices":[{"message":{"content":"ho"}}]}', 6_000_000))
+    sink = make_sink(captured=Captured(tmp_path / "content"))
+    sink.write(batch(1, *make_records(0, 12)))
+    phoenix.wait(spans=12 * PER_TRACE)
+    journal.close()
+    sizes = [int(headers["content-length"]) for path, headers, _ in phoenix.posts if path == "/v1/traces"]
+    assert len(sizes) > 1
+    assert max(sizes) <= MAX_EXPORT_BYTES
+    assert phoenix.traces() == ids(*range(12))
+    wait(lambda: sink.counts() == SpanCounts(12 * PER_TRACE, {}, 0))
+
+
+def test_a_trace_that_is_larger_than_a_request_should_be_goes_alone(
+    make_sink: Callable[..., SpansSink], phoenix: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collectors.records.phoenix.MAX_EXPORT_BYTES", 10)
+    sink = make_sink()
+    sink.write(batch(1, *make_records(0, 3)))
+    phoenix.wait(spans=3 * PER_TRACE)
+    assert phoenix.traces() == ids(0, 1, 2)
+    assert [spans for path, _, spans in phoenix.posts if path == "/v1/traces"] == [PER_TRACE] * 3
 
 
 # -- stopping and starting --

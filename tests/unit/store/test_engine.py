@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, LiteralString
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import OperationalError
 
-from proxy.store import StoreError, create_key, list_keys, open_database, reader, revision
+from proxy.exchange import Record
+from proxy.store import (
+    StoreError,
+    create_key,
+    insert_records,
+    list_keys,
+    migrations,
+    open_database,
+    reader,
+    revision,
+    usage,
+)
+from proxy.store import engine as store_engine
+from proxy.store.engine import without_deadline
 from proxy.store.tables import requests
+from tests.support.postgresql import PostgreSQL
+from tests.support.worker import deaf_host
 
 
 @pytest.fixture
@@ -106,12 +126,22 @@ def test_two_processes_that_write_at_once(engine: Engine, database_url: str) -> 
     [
         ("nonsense", "allowed: sqlite:///PATH or postgresql://"),
         ("oracle9://host/db", "allowed: sqlite:///PATH or postgresql://"),
+        ("mysql://u:hunter2@host/db", "allowed: sqlite:///PATH or postgresql://"),
+        ("postgresql+psycopg_async://u:hunter2@host/db", "allowed: sqlite:///PATH or postgresql://"),
         ("sqlite:////nowhere/at/all/glasshouse.db", "unable to open database file"),
         ("postgresql+pg8000://u:hunter2@host/db", "needs the package 'pg8000'"),
     ],
 )
 def test_what_is_said_of_an_unusable_database(url: str, said: str) -> None:
     with pytest.raises(StoreError, match=said) as caught:
+        open_database(url)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:hunter2@host/db", "postgresql+psycopg://u:hunter2@host/db"])
+def test_a_missing_driver_is_named_with_where_to_get_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StoreError, match=r"extra `postgres`: pip install 'psycopg\[binary\]'") as caught:
         open_database(url)
     assert "hunter2" not in str(caught.value)
 
@@ -126,3 +156,99 @@ def test_parameters_stay_out_of_error_texts(sqlite: Engine) -> None:  # failure 
     with sqlite.connect() as connection, pytest.raises(OperationalError) as caught:
         connection.execute(text("SELECT :secret FROM nothing"), {"secret": "gh-canary"})
     assert "gh-canary" not in str(caught.value)
+
+
+# -- PostgreSQL: whatever is asked of it has an end (failure 47) --
+
+
+@pytest.fixture
+def postgres(postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Engine, str]]:
+    """A database with its tables, by TCP and with little patience → its engine and its name."""
+    name = postgresql.new_database()
+    engine = open_database(postgresql.url_of(name, tcp=True))
+    monkeypatch.setattr("proxy.store.engine.STATEMENT_MS", 200)
+    yield engine, name
+    engine.dispose()
+
+
+def test_a_statement_has_an_end(postgres: tuple[Engine, str]) -> None:
+    engine, _ = postgres
+    with engine.begin() as connection, pytest.raises(OperationalError, match="statement timeout"):
+        connection.execute(text("SELECT pg_sleep(60)"))
+    with engine.begin() as connection:
+        without_deadline(connection)
+        connection.execute(text("SELECT pg_sleep(0.4)"))
+    with engine.begin() as connection, pytest.raises(OperationalError, match="statement timeout"):
+        connection.execute(text("SELECT pg_sleep(60)"))  # in the next transaction there is a deadline again
+
+
+def test_waiting_for_anothers_lock_has_an_end(postgres: tuple[Engine, str], postgresql: PostgreSQL) -> None:
+    engine, name = postgres
+    with postgresql.connect(name) as other:
+        other.execute("LOCK TABLE requests")
+        with engine.begin() as connection, pytest.raises(OperationalError, match="statement timeout"):
+            insert_records(connection, [Record(bytes(16), bytes(16), 1, 10**18)])
+
+
+@contextmanager
+def held_for(seconds: float, held: psycopg.Connection[Any], statement: LiteralString) -> Iterator[None]:
+    """What `statement` locks is held for so long, while the block runs."""
+    held.execute(statement)
+    letting_go = threading.Timer(seconds, held.rollback)
+    letting_go.start()
+    yield
+    letting_go.join()
+
+
+def test_a_report_takes_its_time(postgres: tuple[Engine, str], postgresql: PostgreSQL) -> None:
+    engine, name = postgres
+    reading = reader(engine).connect()
+    with reading, postgresql.connect(name) as other, held_for(0.6, other, "LOCK TABLE requests"):
+        assert usage(reading) == []
+
+
+def test_a_migration_takes_its_time(postgres: tuple[Engine, str], postgresql: PostgreSQL) -> None:
+    """Another host's migration holds the lock for longer than a statement may take."""
+    name = postgresql.new_database()
+    with postgresql.connect(name) as other, held_for(0.6, other, f"SELECT pg_advisory_xact_lock({migrations._LOCK})"):
+        open_database(postgresql.url_of(name)).dispose()
+
+
+def test_a_host_that_vanished_is_given_up(postgres: tuple[Engine, str]) -> None:
+    engine, _ = postgres
+    with engine.connect() as connection:
+        held = connection.connection.driver_connection
+        assert isinstance(held, psycopg.Connection)
+        with socket.socket(fileno=os.dup(held.fileno())) as wire:
+            assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+            assert wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+
+
+def test_what_the_url_says_of_connecting_comes_first(postgres: tuple[Engine, str]) -> None:
+    engine, _ = postgres
+    own = open_database(engine.url.update_query_dict({"tcp_user_timeout": "7000"}).render_as_string(hide_password=False))
+    with own.connect() as connection:
+        held = connection.connection.driver_connection
+        assert isinstance(held, psycopg.Connection)
+        assert held.info.get_parameters()["tcp_user_timeout"] == "7000"
+        assert held.info.get_parameters()["connect_timeout"] == "5"
+    own.dispose()
+
+
+def test_connecting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(store_engine._VANISHED, "connect_timeout", 2)
+    with deaf_host() as url, pytest.raises(StoreError, match="timeout expired"):
+        open_database(url.replace("http://", "postgresql://u@") + "/db")
+
+
+def test_a_server_that_came_back_is_used_again(postgresql: PostgreSQL) -> None:
+    """The connections that the pool has kept are dead."""
+    engine = open_database(postgresql.url_of(postgresql.new_database()))
+    postgresql.stop()
+    with pytest.raises(OperationalError), engine.connect() as connection:
+        list_keys(connection)
+    postgresql.start()
+    with engine.connect() as connection:
+        assert list_keys(connection) == []
+    engine.dispose()

@@ -40,6 +40,7 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
         operation="chat",
         parent_span_id=2**64 - 1,
         client_request_id="theirs",
+        client_address="192.0.2.7",
         key_id="key_1",
         key_name="alice",
         model="smollm2",
@@ -59,7 +60,7 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
         attempts=[Attempt("a", 1, 2, 3, 4, 503, False, "refused"), Attempt("b", 5, 6, 7, 8, 200, True)],
         engine=EngineTimings(1.5, 2.5, 3.5, 4.5, 5.5),
     )
-    numbered = [name for name in Record.__struct_fields__ if name.endswith(("_ns", "_bytes", "_tokens", "_nano"))]
+    numbered = [name for name in Record.__struct_fields__ if name.endswith(("_ns", "_bytes", "_tokens", "_nano", "_seconds"))]
     numbered = [
         name for name in (*numbered, "choices", "chunks", "trace_flags") if name not in ("received_unix_ns", "max_tokens")
     ]
@@ -72,7 +73,7 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
             **{name: getattr(made, name) for name in numbered},
             **{name: getattr(made, name) for name in ("operation", "client_request_id", "key_id", "key_name", "model", "stream")},
             **{name: getattr(made, name) for name in ("max_tokens", "temperature", "top_p", "status", "error_code", "error")},
-            **{name: getattr(made, name) for name in ("finish_reasons", "currency", "inter_token_counts")},
+            **{name: getattr(made, name) for name in ("finish_reasons", "currency", "inter_token_counts", "client_address")},
             "day": date(2026, 11, 20),
             "id": "0000000000000000000000000000001f",
             "trace_id": "000102030405060708090a0b0c0d0e0f",
@@ -197,6 +198,7 @@ def seeded(count: int) -> list[Record]:
             cached_tokens=chance.randrange(100),
             output_tokens=chance.randrange(1000),
             reasoning_tokens=chance.randrange(10),
+            audio_seconds=chance.choice([0, 0, chance.randrange(60)]),
             cost_nano=chance.choice([0, 1, 132_000, 2**54 + 1]),
             currency=chance.choice(["USD", "EUR"]),
             first_token_ns=chance.choice([0, chance.randrange(1, 10**9)]),
@@ -247,7 +249,7 @@ def test_the_sums_are_the_records_own(engine: Engine, by: By, since: datetime | 
         assert row.requests == len(mine)
         assert (row.ok, row.errors) == (classes["ok"], classes["errors"])
         assert (row.client_gone, row.crashed) == (classes["client_gone"], classes["crashed"])
-        for name in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"):
+        for name in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds"):
             assert getattr(row, name) == sum(getattr(made, name) for made in mine)
         costs = Counter[str]()
         for made in mine:

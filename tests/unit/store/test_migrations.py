@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, MetaData, Table, create_engine, insert, select, text
 
-from proxy.store import StoreError, list_keys, migrations, open_database
+from proxy.store import StoreError, list_keys, migrations, open_database, usage
+from proxy.store.engine import open_engine
 from proxy.store.migrations import HEAD, current
-from proxy.store.tables import metadata
+from proxy.store.tables import metadata, requests
 
 
 def test_the_migrated_schema_is_the_metadata(engine: Engine) -> None:
@@ -47,6 +50,31 @@ def test_head_is_the_newest_revision() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+
+
+def test_what_an_older_version_wrote_and_goes_on_writing_stays(database_url: str) -> None:
+    """Several hosts on one PostgreSQL are not upgraded at the same moment."""
+    engine = open_engine(database_url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        older = Table("requests", MetaData(), autoload_with=connection)
+        connection.execute(insert(older).values(_row_of(older, "before")))
+    open_database(database_url).dispose()
+    with engine.begin() as connection:
+        connection.execute(insert(older).values(_row_of(older, "after")))
+        assert {row.requests for row in usage(connection)} == {2}
+        told = connection.execute(select(requests.c.client_address, requests.c.audio_seconds))
+        assert {tuple(row) for row in told} == {("", 0)}
+    engine.dispose()
+
+
+def _row_of(table: Table, identity: str) -> dict[str, object]:
+    """Something in every column."""
+    values: dict[type, object] = {str: "x", int: 1, bool: True, float: 1.0, date: date(2026, 11, 20), object: {}}
+    return {column.name: values[column.type.python_type] for column in table.columns} | {"id": identity}
 
 
 def test_again_is_nothing(engine: Engine, database_url: str) -> None:

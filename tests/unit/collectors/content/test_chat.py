@@ -1,35 +1,13 @@
-"""Prompts and answers out of raw bodies, whole or cut off."""
+"""Chat, completions and embeddings."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from collectors.records.content import Conversation, close_json, parse_json, read_content
-from proxy.journal import Content
-
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "vllm-0.32.0"
-
-
-def read(operation: str, request: object, answer: object) -> Conversation:
-    def body(value: object) -> bytes:
-        return value if isinstance(value, bytes) else json.dumps(value).encode()
-
-    return read_content(operation, Content(body(request), body(answer)))
-
-
-def text(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "parts": [{"type": "text", "content": content}]}
-
-
-def stream(*chunks: object) -> bytes:
-    events = [json.dumps(chunk) for chunk in chunks]
-    return "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"]).encode()
+from collectors.records.content import read_content
+from tests.unit.collectors.content.said import call, fixture, read, result, stream, text
 
 
 def delta(index: int = 0, finish: str | None = None, **said: Any) -> dict[str, Any]:
@@ -37,10 +15,6 @@ def delta(index: int = 0, finish: str | None = None, **said: Any) -> dict[str, A
 
 
 # -- what a real vLLM said --
-
-
-def fixture(name: str) -> Content:
-    return Content((FIXTURES / f"{name}.request.json").read_bytes(), (FIXTURES / f"{name}.body").read_bytes())
 
 
 @pytest.mark.parametrize("name", ["chat_stream_usage", "chat_stream", "chat_stream_usage_cont"])
@@ -66,10 +40,7 @@ def test_several_choices_stay_apart() -> None:
 
 
 def test_tool_calls_of_a_real_answer() -> None:
-    content = Content(
-        (FIXTURES / "tools_required.request.json").read_bytes(), (FIXTURES / "flags" / "tools_required.body").read_bytes()
-    )
-    said = read_content("chat", content)
+    said = read_content("chat", fixture("flags/tools_required", "tools_required"))
     assert [tool["name"] for tool in said.tools] == ["get_weather"]
     assert said.output_messages[0]["finish_reason"] == "tool_call"
     assert said.output_messages[0]["parts"][-1]["name"] == "get_weather"
@@ -112,8 +83,8 @@ def test_reasoning_content_and_tool_calls_are_put_together_from_their_pieces() -
             "parts": [
                 {"type": "reasoning", "content": "Let me think."},
                 {"type": "text", "content": "Well."},
-                {"type": "tool_call", "id": "call-1", "name": "look", "arguments": '{"a": 1}'},
-                {"type": "tool_call", "id": "call-2", "name": "listen", "arguments": ""},
+                call("call-1", "look", '{"a": 1}'),
+                call("call-2", "listen", ""),
             ],
             "finish_reason": "tool_call",
         }
@@ -122,12 +93,12 @@ def test_reasoning_content_and_tool_calls_are_put_together_from_their_pieces() -
 
 
 def test_a_conversation_with_all_roles() -> None:
-    call = {"id": "call-1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    looking = {"id": "call-1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     request = {
         "messages": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "name": "ann", "content": "Look."},
-            {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [call]},
+            {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [looking]},
             {"role": "tool", "tool_call_id": "call-1", "content": [{"type": "text", "text": "seen"}]},
         ]
     }
@@ -139,10 +110,10 @@ def test_a_conversation_with_all_roles() -> None:
             "role": "assistant",
             "parts": [
                 {"type": "reasoning", "content": "Hm."},
-                {"type": "tool_call", "id": "call-1", "name": "look", "arguments": "{}"},
+                call("call-1", "look", "{}"),
             ],
         },
-        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "call-1", "response": "seen"}]},
+        result("call-1", "seen"),
     ]
     assert said.input_text == "Look."
 
@@ -153,14 +124,14 @@ def test_pictures_and_sound_become_notes() -> None:
         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}},
         {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}},
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
-        {"type": "new_thing"},
+        {"type": "new_thing", "of": "somebody"},
     ]
     said = read("chat", {"messages": [{"role": "user", "content": parts}]}, b"")
     assert [part["content"] for part in said.input_messages[0]["parts"]] == [
         "What is this?",
         "[image_url: image/png;base64, 5022 characters]",
         "[image_url: https://example.com/cat.png]",
-        "[input_audio: wav]",
+        "[input_audio: wav, 4 characters]",
         "[new_thing]",
     ]
 
@@ -193,68 +164,3 @@ def test_a_broken_stream_gives_what_came() -> None:
     (answer,) = read("chat", {}, cut).output_messages
     assert answer["parts"] == [{"type": "text", "content": "one t"}]
     assert answer["finish_reason"] == "error"
-
-
-# -- anything --
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=20,
-)
-odd_bodies = st.binary(max_size=200) | st.builds(
-    lambda value: json.dumps(value).encode(),
-    st.fixed_dictionaries({}, optional=dict.fromkeys(("messages", "prompt", "input", "tools", "choices", "x"), json_values)),
-)
-
-
-@given(st.sampled_from(["chat", "completions", "embeddings", "models"]), odd_bodies, odd_bodies)
-def test_whatever_the_bodies_are_messages_have_the_form(operation: str, request: bytes, answer: bytes) -> None:
-    said = read_content(operation, Content(request, answer))
-    for message in (*said.input_messages, *said.output_messages):
-        assert isinstance(message["role"], str)
-        for part in message["parts"]:
-            assert part["type"] in ("text", "reasoning", "tool_call", "tool_call_response")
-            assert all(isinstance(value, str) for value in part.values())
-    json.dumps([said.input_messages, said.output_messages, said.tools])
-
-
-def test_a_deeply_nested_body_is_not_read() -> None:
-    deep = b'{"messages":' + b"[" * 100_000
-    assert read_content("chat", Content(deep, deep)) == Conversation("", "", [], [], [])
-
-
-@given(st.dictionaries(st.text(), json_values), st.booleans(), st.data())
-def test_json_that_was_cut_off_gives_what_precedes_the_cut(value: dict[str, Any], ascii_only: bool, data: st.DataObject) -> None:
-    body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "ignore")
-    cut = data.draw(st.integers(1, len(body)))
-    closed = parse_json(body[:cut])
-    assert isinstance(closed, dict), close_json(body[:cut])
-    assert list(closed) == list(value)[: len(closed)], "members in order, none invented"
-    for name in list(closed)[:-1]:
-        assert closed[name] == value[name], "all but the last are whole"
-
-
-@pytest.mark.parametrize(
-    ("cut", "closed"),
-    [
-        (b'{"a": "x', {"a": "x"}),
-        (b'{"a": "x\\', {"a": "x"}),
-        (b'{"a": "x\\"', {"a": 'x"'}),
-        (b'{"a": "x\\u00e', {"a": "x"}),
-        (b'{"a": "x\\ud83d', {"a": "x"}),
-        (b'{"a": "x\\ud83d\\ude00', {"a": "x\U0001f600"}),
-        (b'{"a": "x\xf0\x9f', {"a": "x"}),
-        (b'{"a": [1, 2', {"a": [1]}),
-        (b'{"a": [1, 2]', {"a": [1, 2]}),
-        (b'{"a": tru', {}),
-        (b'{"a": 1, "b', {"a": 1}),
-        (b'{"a": 1, "b"', {"a": 1}),
-        (b'{"a": {"b":', {"a": {}}),
-        (b"", None),
-        (b"hello", None),
-        (b"[1]]", [1]),
-    ],
-)
-def test_cuts(cut: bytes, closed: object) -> None:
-    assert parse_json(cut) == closed
