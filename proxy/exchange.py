@@ -190,7 +190,10 @@ def encode_record(phase: Phase, record: Record) -> bytes:
 
 def decode_record(payload: bytes) -> Record:
     """Raises msgspec.MsgspecError if the payload isn't a record."""
-    return _decoder.decode(payload[17:])
+    try:
+        return _decoder.decode(payload[17:])
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
 
 
 def peek_record(payload: bytes) -> tuple[int, bytes]:

@@ -36,6 +36,8 @@ class Reply:
     captured = b""
     """The body so far, where capture is on; no more than tells that it was longer than wanted."""
     status = 0
+    lines = b""
+    """Header lines of ours, besides the usual ones, each with CR LF before it."""
     tail = b""
     sent = 0
     """Bytes of the body handed to the client's socket so far."""
@@ -63,6 +65,11 @@ class Reply:
         return not self._close and not self.broken
 
     # -- the answer --
+
+    def announce_close(self) -> None:
+        """The connection closes after this answer, and its head says so; too late for one that has started."""
+        if not self.started:
+            self._close = True
 
     def head(self, status: int, lines: bytes, sized: bool, streaming: bool) -> None:
         """The engine's status line and header lines, without those of a single hop and without the last line's end.
@@ -93,9 +100,9 @@ class Reply:
         self._streaming = False
         self.tail = body
 
-    def fail(self, error: ProxyError, broken_stream: bytes) -> None:
-        """An error of ours: an answer if none has started, otherwise `broken_stream` (the API's own error event, or nothing), and
-        the connection closes with neither an end of the stream nor an end of the body."""
+    def fail(self, error: ProxyError, body: bytes, broken_stream: bytes) -> None:
+        """An error of ours: the answer `body` if none has started, otherwise `broken_stream` (the API's own error event, or
+        nothing), and the connection closes with neither an end of the stream nor an end of the body."""
         if isinstance(error, ClientGone) or self.gone:
             self.broken = True
             return
@@ -103,8 +110,8 @@ class Reply:
             self.tail = broken_stream
             self.broken = True
             return
-        extra = b"\r\nretry-after: %d" % error.retry_after_s if error.retry_after_s is not None else b""
-        self.whole(error.status, error.body(), extra=extra)
+        retry = b"\r\nretry-after: %d" % error.retry_after_s if error.retry_after_s is not None else b""
+        self.whole(error.status, body, extra=error.lines + retry)
 
     def release(self) -> None:
         """Let the terminal bytes go. Closing the connection, if it isn't to be kept, is left to its owner."""
@@ -155,6 +162,8 @@ class Reply:
                 lines += b"\r\ntransfer-encoding: chunked"
         if self._close:
             lines += b"\r\nconnection: close"
+        if self.lines:
+            lines += self.lines
         return b"%b\r\nx-request-id: %b\r\n\r\n" % (lines, self._id)
 
     # -- flow control: a client that reads slowly slows its engine down --

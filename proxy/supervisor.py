@@ -9,6 +9,11 @@ It must not know what its children do. A child is data: a command line, a URL th
 stops. Children run in sessions of their own (Ctrl-C reaches the supervisor alone) and the kernel kills them when the
 supervisor dies, however it dies. Everything here runs on the main thread's event loop: that also keeps this promise, because
 the kernel means the *thread* that started the child.
+
+A reload (SIGHUP) runs everything anew on the settings as they are now. Workers are replaced without a gap: the new ones are
+started beside the old ones, on the same sockets, and only when each of them has said that it serves are the old ones told that
+their place is taken. If one of the new ones doesn't come up, nothing has happened. Collector and control are stopped and
+started; nobody waits for them.
 """
 
 from __future__ import annotations
@@ -21,17 +26,20 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
+from proxy.last_reload import LastReload
 from proxy.settings import Settings, address
 
 log = logging.getLogger(__name__)
@@ -42,10 +50,15 @@ PROBE_EVERY, PROBE_TIMEOUT = 0.05, 2.0
 AFTER_DRAIN = 5.0
 COLLECTOR_TIMEOUT, CONTROL_TIMEOUT = 60.0, 10.0
 COME_UP_TIMEOUT = 10.0
+RELOAD_TIMEOUT = 60.0
+"""For each step of a reload to come up."""
 HOPELESS_AFTER = 3
 SAME_SIGNAL = 0.5
 """Seconds in which a second signal is the first one's echo: some tools signal a process and its group."""
 LOG_BYTES = 10 * 1024 * 1024
+LOCK_FILE = "supervisor.lock"
+FIXED = ("listen", "control.listen", "metrics.listen", "workers", "state_dir", "database", "phoenix.start")
+"""Settings that a reload can't change: sockets are bound, directory and database in use, companions started."""
 
 T = TypeVar("T")
 
@@ -65,7 +78,11 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class Child:
-    """What to run. `ready_url` answers 200 when it is up."""
+    """What to run. `ready_url` answers 200 when it is up.
+
+    handover: the signal by which one learns that another has taken its place; None: two of it can't run at the same time. With
+    one, it understands `--ready-fd N`: take over from another, say so by writing to this descriptor, don't accept before.
+    """
 
     name: str
     stage: Stage
@@ -76,6 +93,7 @@ class Child:
     """The whole environment; None = ours."""
     fd: int | None = None
     """A listening socket that it inherits."""
+    handover: signal.Signals | None = None
 
 
 @dataclass(frozen=True)
@@ -95,9 +113,10 @@ def children_of(settings: Settings, file: Path, listeners: Listeners) -> list[Ch
             f"worker-{index}",
             Stage.WORKER,
             (*python, "proxy.worker", "--settings", str(file), "--fd", str(fd)),
-            _url(settings.listen, "/ready"),
+            _url(settings.listen, "/ready", tls=settings.tls is not None),
             drain,
             fd=fd,
+            handover=signal.SIGUSR1,
         )
         for index, fd in enumerate(listeners.workers)
     ]
@@ -128,8 +147,20 @@ def migrate_database(settings: Settings) -> None:
     open_database(settings.database_url).dispose()
 
 
+def refuse_changes(running: Settings, wanted: Settings) -> None:
+    """Raises SupervisorError, which names what of `wanted` can't be had without a restart."""
+    refused = []
+    for path in (*FIXED, "phoenix.url") if running.phoenix.start else FIXED:
+        old, new = (attrgetter(path)(each) for each in (running, wanted))
+        if old != new:
+            values = "" if path == "database" else f" from {old!r} to {new!r}"  # a database's URL may hold a password
+            refused.append(f"{path}: a reload can't change it{values}; stop `glasshouse up` and start it again for that")
+    if refused:
+        raise SupervisorError("\n".join(refused))
+
+
 class Supervisor:
-    """One `glasshouse up`: `open`, `start`, `ready`, wait for `asked_to_stop`, `stop`.
+    """One `glasshouse up`: `open`, `start`, `ready`, `serve` until asked to stop, `stop`.
 
     `tell` gets a line for people whenever something happens to a child; the same goes to the log with its facts.
     """
@@ -143,12 +174,17 @@ class Supervisor:
         prepare: Callable[[Settings], None] = migrate_database,
     ) -> None:
         self.settings = settings
+        """As the children have them. Addresses are real ones from `open` on."""
+        self._given = settings
         self.asked_to_stop = asyncio.Event()
+        self.asked_to_reload = asyncio.Event()
         self._asked_at = 0.0
         self._table = children
         self._prepare = prepare
         self._tell = tell
         self._kept: list[_Kept] = []
+        self._leaving: dict[_Kept, asyncio.Task[bool]] = {}
+        """Those that another has replaced, until they have ended."""
         self._changed = asyncio.Event()
         self._sockets: list[socket.socket] = []
         self._lock: int | None = None
@@ -166,7 +202,7 @@ class Supervisor:
         try:
             for directory in (state, state / "log", state / "journal"):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _lock(state / "supervisor.lock")
+            self._lock = _lock(state / LOCK_FILE)
             if (mode := state.stat().st_mode) & 0o077:  # made by somebody else, and perhaps not for us alone
                 self._tell(f"{state} is open to other users (mode {mode & 0o777:o}); close it with `chmod 700`")
         except OSError as error:
@@ -180,19 +216,37 @@ class Supervisor:
         except SupervisorError:
             self.close()
             raise
-        self.settings = msgspec.structs.replace(settings, state_dir=str(state))
-        self.amend(
-            listen=_name(workers[0]),
-            control=msgspec.structs.replace(settings.control, listen=_name(control[0])),
-            metrics=msgspec.structs.replace(settings.metrics, listen=_name(metrics[0])),
-        )
+        self._places = {
+            "state_dir": str(state),
+            "listen": _name(workers[0]),
+            "control.listen": _name(control[0]),
+            "metrics.listen": _name(metrics[0]),
+        }
         self._listeners = Listeners(tuple(each.fileno() for each in workers), control[0].fileno())
+        self._last_reload = LastReload(time.monotonic_ns(), True, time.time_ns())
+        try:
+            self.amend(settings)
+            self._write_last_reload()
+        except SupervisorError:
+            self.close()
+            raise
         return self.settings
 
-    def amend(self, **changes: Any) -> None:
-        """Change settings after `open` and before `start`."""
-        self.settings = msgspec.structs.replace(self.settings, **changes)
-        self.settings.write(self.settings_file)
+    def amend(self, settings: Settings) -> None:
+        """Hand these to the children that are started from now on; directory and addresses stay. Raises SupervisorError."""
+        places = self._places
+        settings = msgspec.structs.replace(
+            settings,
+            state_dir=places["state_dir"],
+            listen=places["listen"],
+            control=msgspec.structs.replace(settings.control, listen=places["control.listen"]),
+            metrics=msgspec.structs.replace(settings.metrics, listen=places["metrics.listen"]),
+        )
+        try:
+            settings.write(self.settings_file)
+        except OSError as error:
+            raise SupervisorError(f"{self.settings_file} can't be written: {error.strerror}") from error
+        self.settings = settings
 
     def _bind(self, setting: str, text: str, count: int = 1, *, listen: bool = True) -> list[socket.socket]:
         made = [_bound(setting, text)]
@@ -221,8 +275,7 @@ class Supervisor:
 
     async def start(self, companions: Iterable[Child] = ()) -> None:
         """Start everything; the workers and companions first, what needs the database once it is prepared."""
-        children = [*self._table(self.settings, self.settings_file, self._listeners), *companions]
-        self._kept = [_Kept(child, self.settings.log_path, self._tell, self._changed) for child in children]
+        self._kept = [self._made(child) for child in (*self._children(), *companions)]
         needs_database = (Stage.COLLECTOR, Stage.CONTROL)
         for kept in self._kept:
             if kept.child.stage not in needs_database:
@@ -232,9 +285,15 @@ class Supervisor:
             if kept.child.stage in needs_database:
                 kept.start()
 
+    def _children(self) -> list[Child]:
+        return self._table(self.settings, self.settings_file, self._listeners)
+
+    def _made(self, child: Child, *, takes_over: bool = False) -> _Kept:
+        return _Kept(child, self.settings.log_path, self._tell, self._changed, takes_over=takes_over)
+
     def waiting(self) -> list[str]:
         """The names of the children that aren't ready."""
-        return [kept.child.name for kept in self._kept if not kept.ready]
+        return [kept.name for kept in self._kept if not kept.ready]
 
     async def ready(
         self,
@@ -244,27 +303,138 @@ class Supervisor:
     ) -> None:
         """Wait until all children (or those in `names`) are ready. Raises SupervisorError after `within` seconds, or when one
         has died several times without ever becoming ready; the text holds the last lines of its log."""
+        await self._until_ready([kept for kept in self._kept if names is None or kept.name in names], within, progress)
+
+    async def _until_ready(
+        self,
+        awaited: Sequence[_Kept],
+        within: float,
+        progress: Callable[[list[str], float], None] = lambda waiting, elapsed: None,
+    ) -> bool:
         started = time.monotonic()
-        while missing := [kept for kept in self._kept if not kept.ready and (names is None or kept.child.name in names)]:
+        while missing := [kept for kept in awaited if not kept.ready]:
             elapsed = time.monotonic() - started
             hopeless = [kept for kept in missing if kept.hopeless]
             if hopeless or elapsed >= within:
                 raise SupervisorError("\n".join(kept.complaint(elapsed) for kept in hopeless or missing))
-            progress([kept.child.name for kept in missing], elapsed)
+            progress([kept.name for kept in missing], elapsed)
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), min(0.5, within - elapsed))
+        return True
+
+    # -- reloading --
+
+    async def serve(self, load: Callable[[], Settings]) -> None:
+        """Until asked to stop. Whenever asked to reload, run on what `load` says then; wishes that come meanwhile are one."""
+        while not self.asked_to_stop.is_set():
+            if await self.unless_stopped(self.asked_to_reload.wait()):
+                self.asked_to_reload.clear()
+                await self._reload(load)
+
+    async def _reload(self, load: Callable[[], Settings]) -> None:
+        began_ns = time.monotonic_ns()
+        try:
+            done = await self.reload(load())
+        except Exception as error:  # whatever it is, what runs goes on
+            said = str(error) if isinstance(error, SupervisorError) else f"a bug: {error!r}; the supervisor's log has more"
+            log.error("not reloaded", extra={"error": said}, exc_info=not isinstance(error, SupervisorError))
+            self._tell(f"not reloaded: {said}")
+            self._last_reload = LastReload(began_ns, False, self._last_reload.success_unix_ns, said.splitlines())
+        else:
+            log.info("reloaded", extra={"done": done})
+            self._tell(f"reloaded: {', '.join(done)}")
+            self._last_reload = LastReload(began_ns, True, time.time_ns(), done)
+        self._write_last_reload()
+
+    def _write_last_reload(self) -> None:
+        try:
+            self._last_reload.write(self.settings.last_reload_path)
+        except OSError as error:  # nobody learns of it in that way, and it is no reason to stop
+            log.error("how the reload went could not be written down", extra={"error": str(error)})
+
+    async def reload(self, settings: Settings) -> list[str]:
+        """Run everything but the companions anew, on `settings` → what was done, for people. Raises SupervisorError; unless
+        its text says otherwise all is as it was before."""
+        before = self.settings
+        refuse_changes(self._given, settings)
+        self.amend(settings)
+        children = self._children()
+        try:
+            done = await self._replace([child for child in children if child.handover is not None])
+        except SupervisorError:
+            self.settings = before  # also if that can't be written
+            self.amend(before)
+            raise
+        self._given = settings
+        for child in children:
+            if child.handover is None:
+                done.append(await self._restart(child))
+        return done
+
+    async def _replace(self, children: Sequence[Child]) -> list[str]:
+        """All of them or none: the new ones beside the old ones, and when they serve the old ones go."""
+        began = time.monotonic()
+        old = [kept for kept in self._kept if kept.child.handover is not None]
+        new = [self._made(child, takes_over=True) for child in children]
+        self._kept += new
+        for kept in new:
+            kept.start()
+        try:
+            await self._come_up(new)
+        except SupervisorError:
+            for kept in new:
+                self._leave(kept)
+            raise
+        for kept in old:
+            kept.name = f"the previous {kept.name}"
+            self._leave(kept)
+        for kept in new:
+            kept.name = kept.child.name
+        return [f"{kept.name} replaced after {time.monotonic() - began:.1f} s" for kept in new]
+
+    async def _restart(self, child: Child) -> str:
+        began = time.monotonic()
+        [old] = [kept for kept in self._kept if kept.name == child.name]
+        new = self._made(child)
+        self._kept.append(new)
+        await self._leave(old)
+        new.start()
+        try:
+            await self._come_up([new])
+        except SupervisorError as error:
+            raise SupervisorError(f"the workers are new; {error}") from None
+        return f"{child.name} restarted after {time.monotonic() - began:.1f} s"
+
+    async def _come_up(self, new: Sequence[_Kept]) -> None:
+        if not await self.unless_stopped(self._until_ready(new, RELOAD_TIMEOUT)):
+            raise SupervisorError("it was asked to stop meanwhile")
+
+    def _leave(self, kept: _Kept) -> asyncio.Task[bool]:
+        """It ends on its own time; `stop` waits for it."""
+        self._kept.remove(kept)
+        handover = kept.child.handover if kept.ready else None
+        task = asyncio.create_task(kept.stop(handover or signal.SIGTERM), name=f"{kept.name} leaves")
+        self._leaving[kept] = task
+        task.add_done_callback(lambda _: self._leaving.pop(kept))
+        return task
 
     # -- signals --
 
-    def handle_signals(self, *, terminal: bool = False) -> None:
-        """SIGTERM, SIGINT: stop; a second one after a moment: at once. SIGHUP on a terminal says that it was closed: the same;
-        elsewhere it is where reloading will go."""
+    def handle_signals(self, hung_up: Callable[[], bool] = lambda: False) -> None:
+        """SIGTERM, SIGINT: stop; a second one after a moment: at once. SIGHUP: reload, or stop if `hung_up` says that it means
+        what it meant first: the terminal is gone."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if terminal else [])):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal, number)
-        if not terminal:
-            loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP ignored: this version reloads nothing; restart it")
+        loop.add_signal_handler(signal.SIGHUP, self._on_hang_up, hung_up)
+
+    def _on_hang_up(self, hung_up: Callable[[], bool]) -> None:
+        if hung_up():
+            self._on_stop_signal(signal.SIGHUP)
+        else:
+            log.info("signal", extra={"signal": "SIGHUP", "again": self.asked_to_reload.is_set()})
+            self.asked_to_reload.set()
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         log.info("signal", extra={"signal": number.name, "again": self.asked_to_stop.is_set()})
@@ -297,16 +467,19 @@ class Supervisor:
         well = True
         for stage in Stage:
             kept = [each for each in self._kept if each.child.stage is stage]
+            leaving = {each: task for each, task in self._leaving.items() if each.child.stage is stage}
             if stage is Stage.COLLECTOR:  # it owes the ledger what is in the journal: bring it up first if it is down
                 await asyncio.gather(*(each.come_up(COME_UP_TIMEOUT) for each in kept))
-            well &= all(await asyncio.gather(*(each.stop() for each in kept)))
+            for each in leaving:
+                each.hurry()
+            well &= all(await asyncio.gather(*(each.stop() for each in kept), *leaving.values()))
         self.close()
         log.info("stopped", extra={"well": well})
         return well
 
     def kill(self) -> None:
         """End everything now. What the journal holds is kept."""
-        for kept in self._kept:
+        for kept in (*self._kept, *self._leaving):
             kept.kill()
 
 
@@ -323,10 +496,14 @@ class Backoff:
 
 
 class _Kept:
-    """A child that is kept running, across its incarnations."""
+    """A child that is kept running, across its incarnations. The first of them `takes_over` from another keeper's, or not."""
 
-    def __init__(self, child: Child, log_dir: Path, tell: Callable[[str], None], changed: asyncio.Event) -> None:
+    def __init__(
+        self, child: Child, log_dir: Path, tell: Callable[[str], None], changed: asyncio.Event, *, takes_over: bool
+    ) -> None:
         self.child = child
+        self.name = f"the new {child.name}" if takes_over else child.name
+        self._takes_over = takes_over
         self.ready = False
         self.was_ready = False
         """In any incarnation."""
@@ -367,60 +544,72 @@ class _Kept:
     async def _live(self) -> bool:
         """One incarnation, from its start to its death; True if it ever was ready."""
         started = time.monotonic()
-        try:
-            process = await self._spawn()
-        except OSError as error:  # no process, no memory or no log to be had: perhaps later
-            log.error("not started", extra={"child": self.child.name, "error": str(error)})
-            self._status = None
-            self._deaths += 1
-            return False
-        self._process = process
-        if self._stopping:  # while it was being started
-            self._signal(signal.SIGTERM)
-        probe = asyncio.create_task(self._probe(started), name=f"{self.child.name} ready?")
-        self._status = await process.wait()
-        probe.cancel()
+        hears, says = socket.socketpair()
+        with hears:
+            try:
+                with says:
+                    process = await self._spawn(says.fileno())
+            except OSError as error:  # no process, no memory or no log to be had: perhaps later
+                log.error("not started", extra={"child": self.name, "error": str(error)})
+                self._status = None
+                self._deaths += 1
+                return False
+            self._process = process
+            if self._stopping:  # while it was being started
+                self._signal(signal.SIGTERM)
+            watching = asyncio.create_task(self._watch(hears, started), name=f"{self.name} ready?")
+            self._status = await process.wait()
+            watching.cancel()
+            await asyncio.wait({watching})
         self._process = None
         _kill_group(process.pid)  # nothing that it started outlives it
         was_ready, self.ready = self.ready, False
         self._deaths = 1 if was_ready else self._deaths + 1
         return was_ready
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        child = self.child
+    @property
+    def _says_itself(self) -> bool:
+        """A probe of the address might be answered by the one whose place it is to take."""
+        return self._takes_over and not self.was_ready
+
+    async def _spawn(self, says: int) -> asyncio.subprocess.Process:
+        child, argv = self.child, list(self.child.argv)
+        inherited = [] if child.fd is None else [child.fd]
+        if self._says_itself:
+            argv += ["--ready-fd", str(says)]
+            inherited.append(says)
         with open_log(self._log_file) as output:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *child.argv),
+                *(sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=child.env,
-                pass_fds=() if child.fd is None else (child.fd,),
+                pass_fds=inherited,
                 start_new_session=True,
             )
-        log.info("started", extra={"child": child.name, "child_pid": process.pid})
+        log.info("started", extra={"child": self.name, "child_pid": process.pid})
         return process
 
-    async def _probe(self, started: float) -> None:
-        while True:
-            if await answers(self.child.ready_url):
-                break
-            await asyncio.sleep(PROBE_EVERY)
+    async def _watch(self, hears: socket.socket, started: float) -> None:
+        """Until it is ready."""
+        if not await (_is_told(hears) if self._says_itself else _is_answered(self.child.ready_url)):
+            return
         self.ready = self.was_ready = True
         self._changed.set()
-        log.info("ready", extra={"child": self.child.name, "seconds": round(time.monotonic() - started, 3)})
+        log.info("ready", extra={"child": self.name, "seconds": round(time.monotonic() - started, 3)})
         if self._deaths:
-            self._tell(f"{self.child.name} is back")
+            self._tell(f"{self.name} is back")
 
     def _report_death(self, delay: float) -> None:
         ended = _ended(self._status)
-        log.error("died", extra={"child": self.child.name, "ended": ended, "restart_in": delay})
-        self._tell(f"{self.child.name} {ended}; starting it again in {delay:.1f} s (log: {self._log_file})")
+        log.error("died", extra={"child": self.name, "ended": ended, "restart_in": delay})
+        self._tell(f"{self.name} {ended}; starting it again in {delay:.1f} s (log: {self._log_file})")
         self._changed.set()
 
     def complaint(self, elapsed: float) -> str:
         state = f"{_ended(self._status)} {self._deaths} times" if self.hopeless else f"not ready after {elapsed:.0f} s"
-        return f"{self.child.name}: {state}. The end of {self._log_file}:\n{tail(self._log_file)}"
+        return f"{self.name}: {state}. The end of {self._log_file}:\n{tail(self._log_file)}"
 
     async def come_up(self, within: float) -> None:
         """If it is down or just starting, give it this one start."""
@@ -433,14 +622,14 @@ class _Kept:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), 0.5)
 
-    async def stop(self) -> bool:
-        """SIGTERM; SIGKILL to its group after `stop_timeout`. True if it ended by itself and well."""
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> bool:
+        """Signal it; SIGKILL to its group after `stop_timeout`. True if it ended by itself and well."""
         if self._task is None:
             return True
         began, was_up, was_resting = time.monotonic(), self.ready, self._resting
         self._stopping = True
         self._hurry.set()
-        self._signal(signal.SIGTERM)
+        self._signal(number)
         await asyncio.wait({self._task}, timeout=self.child.stop_timeout)
         late = not self._task.done()
         if late:
@@ -456,10 +645,14 @@ class _Kept:
         log.log(
             logging.INFO if well else logging.ERROR,
             "ended",
-            extra={"child": self.child.name, "ended": ended, "seconds": round(seconds, 3)},
+            extra={"child": self.name, "ended": ended, "seconds": round(seconds, 3)},
         )
-        self._tell(f"{self.child.name} " + (f"ended after {seconds:.1f} s" if well else ended))
+        self._tell(f"{self.name} " + (f"ended after {seconds:.1f} s" if well else ended))
         return well
+
+    def hurry(self) -> None:
+        """It is stopping already: nothing more is to be hoped for from taking time."""
+        self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
         self._stopping = True
@@ -487,14 +680,27 @@ except OSError as error:
 """Becomes the child after PR_SET_PDEATHSIG, which outlives exec(2): about 10 ms, and no Python runs between fork and exec."""
 
 
-async def answers(url: str) -> bool:
-    """Does `url` answer 200 now?"""
+async def _is_told(hears: socket.socket) -> bool:
+    """Until the other end says something (True) or is closed (False)."""
+    hears.setblocking(False)
+    return bool(await asyncio.get_running_loop().sock_recv(hears, 16))
+
+
+async def _is_answered(url: str) -> bool:
+    """Until `url`, which is a child's of ours, answers."""
+    while not await answers(url, verify=False):  # noqa: ASYNC110 - another process
+        await asyncio.sleep(PROBE_EVERY)
+    return True
+
+
+async def answers(url: str, *, verify: bool = True) -> bool:
+    """Does `url` answer 200 now? `verify` False: whatever certificate it shows; ours is for the name that clients know."""
     parts = urlsplit(url)
-    tls = parts.scheme == "https"
+    tls = _client_context(verify) if parts.scheme == "https" else None
     target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
     try:
         async with asyncio.timeout(PROBE_TIMEOUT):
-            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or (443 if tls else 80), ssl=tls or None)
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or (443 if tls else 80), ssl=tls)
             try:
                 writer.write(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
                 status = await reader.readline()
@@ -504,6 +710,41 @@ async def answers(url: str) -> bool:
     except (OSError, TimeoutError, ValueError):  # ValueError: a line without an end
         return False
     return status.split(b" ")[1:2] == [b"200"]
+
+
+def _client_context(verify: bool) -> ssl.SSLContext:
+    if verify:
+        return ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def running_process(state: Path) -> int | None:
+    """The process id of the supervisor that has this state directory; None if none has. Raises OSError."""
+    path = state / LOCK_FILE
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.read(fd, 20).decode(errors="replace").strip()
+    else:
+        return None
+    finally:
+        os.close(fd)
+    # The number may be that of another container: only who really has the file open is the one.
+    if not text.isdecimal() or not any(each.samefile(path) for each in _open_files(int(text))):
+        raise OSError(f"{path} is held by a process that can't be told from here")
+    return int(text)
+
+
+def _open_files(pid: int) -> Iterator[Path]:
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        if each.exists():
+            yield each
 
 
 def tail(path: Path, lines: int = 12) -> str:
@@ -570,11 +811,12 @@ def _name(bound: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _url(listen: str, path: str) -> str:
+def _url(listen: str, path: str, *, tls: bool = False) -> str:
     """Where a process of this host asks: an address that means *all interfaces* is asked on loopback."""
     host, port = address(listen)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  nothing is bound here
-    return f"http://[{host}]:{port}{path}" if ":" in host else f"http://{host}:{port}{path}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}{path}" if ":" in host else f"{scheme}://{host}:{port}{path}"
 
 
 def _ended(status: int | None) -> str:

@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
+import resource
 import signal
 import socket
 import time
@@ -33,14 +35,20 @@ PROGRESS_EVERY = 4
 """Sweeps between progress records: one a second."""
 CONNECTIONS_EVERY = 20
 """Sweeps between looks at idle client connections: one in 5 s."""
+KEPT_ALIVE_S = 6.0
+"""How long a worker whose place has been taken goes on answering on connections that it hasn't announced to close. Clients
+give up idle connections too: httpx, and so OpenAI's Python client, after 5 s, Node's fetch after 4."""
 CONTENT_SEGMENT_BYTES = 8 * 1024 * 1024
 CONTENT_BYTES = 512 * 1024 * 1024
 """Captured content on disk at which capturing pauses. The collector removes it at half of that, and after minutes."""
 
 
 class Worker:
-    def __init__(self, settings: Settings) -> None:
+    """`ready_fd`: another incarnation serves until this one says there that it can."""
+
+    def __init__(self, settings: Settings, ready_fd: int | None = None) -> None:
         self._settings = settings
+        self._ready_fd = ready_fd
         self._feed = SnapshotFeed(settings.snapshot_path)
         self._feed.poll()
         self._journal = Journal(settings.journal_path, settings.journal.segment_bytes)
@@ -52,22 +60,43 @@ class Worker:
             settings, pipeline.handle, Probes(self._state), pipeline.count_unaccepted, pipeline.authenticator.identify
         )
         self._stopping = asyncio.Event()
+        self._quiet_s = 0.0
+        """Idle seconds after which a connection is closed in the drain."""
         self._loop_delay_ns = 0
         self._sweeps = 0
 
     async def run(self, listening: socket.socket) -> None:
-        """Serve until a signal; then drain."""
+        """Serve until a signal; then drain. SIGTERM and SIGINT: everything ends. SIGUSR1: another has taken our place."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self._stop, 0.0)
+        loop.add_signal_handler(signal.SIGUSR1, self._stop, KEPT_ALIVE_S)
         self._beat()
-        await self._server.start(listening)
-        log.info("serving", extra={"address": "{}:{}".format(*listening.getsockname()[:2]), "journal": self._journal.incarnation})
         sweeping = asyncio.create_task(self._sweep_forever(), name="sweep")
-        await self._stopping.wait()
-        await self._drain()
+        if self._ready_fd is not None:
+            await self._until_ready()
+        if not self._stopping.is_set():
+            await self._serve(listening)
+            await self._stopping.wait()
+            await self._drain()
         sweeping.cancel()
         self._close()
+
+    async def _serve(self, listening: socket.socket) -> None:
+        await self._server.start(listening)
+        log.info("serving", extra={"address": "{}:{}".format(*listening.getsockname()[:2]), "journal": self._journal.incarnation})
+        if self._ready_fd is not None:
+            os.write(self._ready_fd, READY.encode())
+            os.close(self._ready_fd)
+
+    def _stop(self, quiet_s: float) -> None:
+        self._quiet_s = quiet_s
+        self._stopping.set()
+
+    async def _until_ready(self) -> None:
+        """Until a request would be served here as well as by the one whose place this is to take; or until told to end."""
+        while self._state() != READY and not self._stopping.is_set():  # noqa: ASYNC110 - no hot path
+            await asyncio.sleep(0.02)
 
     def _state(self) -> str:
         if self._server.draining:
@@ -79,16 +108,24 @@ class Worker:
         return READY
 
     async def _drain(self) -> None:
-        """Not ready, no new connections; answers under way may finish, up to the grace time; then they fail visibly."""
-        self._server.drain()
-        in_flight = self._pipeline.admission.in_flight
-        log.info("draining", extra={"in_flight": len(in_flight)})
+        """Not ready, no new connections; answers under way may finish, up to the grace time; then they fail visibly.
+
+        Where another one has taken our place, a client may be sending a request just now on a connection that it kept: it is
+        answered, and told that the connection closes. Where everything ends, what is idle is closed at once.
+        """
+        server, in_flight = self._server, self._pipeline.admission.in_flight
+        server.drain(time.monotonic_ns())
+        log.info("draining", extra={"in_flight": len(in_flight), "connections": len(server.connections)})
         deadline = time.monotonic() + self._settings.timeouts.drain
-        while (in_flight or self._server.unsent) and time.monotonic() < deadline:  # noqa: ASYNC110 - no hot path
-            await asyncio.sleep(0.02)
+        while time.monotonic() < deadline:
+            await asyncio.sleep(0.02)  # who was accepted a moment ago is known by then
+            server.close_idle(time.monotonic_ns(), int(self._quiet_s * 1e9))
+            if not (in_flight or server.unsent or (self._quiet_s and server.expectant)):
+                break
         if in_flight:
             log.warning("grace time is over", extra={"in_flight": len(in_flight)})
             self._pipeline.interrupt_all(ShuttingDown("The proxy is shutting down."))
+        server.dismiss()
         await asyncio.sleep(0)  # let the last writes reach their sockets
 
     def _close(self) -> None:
@@ -131,7 +168,7 @@ class Worker:
             self._pipeline.capturing = kept < CONTENT_BYTES
 
     def _beat(self) -> None:
-        journal, snapshot = self._journal, self._feed.current
+        journal, snapshot, certificate = self._journal, self._feed.current, self._server.certificate
         segment, position = journal.position
         self._heartbeat.write(
             Heartbeat(
@@ -148,6 +185,7 @@ class Worker:
                 journal_full=journal.full,
                 draining=self._server.draining,
                 unaccepted=self._pipeline.unaccepted,
+                certificate_expiry_unix_s=certificate.expires_unix_s if certificate is not None else 0,
             )
         )
 
@@ -159,23 +197,31 @@ def _size(path: Path) -> int:
         return 0  # the collector was quicker
 
 
-async def _serve(settings: Settings, fd: int) -> None:
+async def _serve(settings: Settings, fd: int, ready_fd: int | None) -> None:
     listening = socket.socket(fileno=fd)
     listening.setblocking(False)
-    await Worker(settings).run(listening)
+    await Worker(settings, ready_fd).run(listening)
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file descriptor; the soft limit, often 1,024, is meant for programs that use select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="proxy.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True, help="effective settings, as the supervisor wrote them")
     parser.add_argument("--fd", type=int, required=True, help="an inherited listening socket")
+    parser.add_argument("--ready-fd", type=int, help="take over from another worker: accept once ready, and say so there")
     arguments = parser.parse_args()
     logs.setup("worker")
+    _raise_file_limit()
     # What a request leaves behind is freed by reference counts; what was imported needs no looking through.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
-    uvloop.run(_serve(Settings.read(arguments.settings), arguments.fd))
+    uvloop.run(_serve(Settings.read(arguments.settings), arguments.fd, arguments.ready_fd))
 
 
 if __name__ == "__main__":

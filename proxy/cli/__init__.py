@@ -1,4 +1,4 @@
-"""The command: `glasshouse up | keys | usage | check`. One file a command; what they share is `config.py` and `report.py`.
+"""The command: `glasshouse up | reload | keys | usage | check`. One file a command; what they share: `config.py`, `report.py`.
 
 YAML and click are used here and nowhere else.
 """
@@ -10,6 +10,7 @@ import click
 from proxy import __version__
 from proxy.cli.check import check
 from proxy.cli.keys import keys
+from proxy.cli.reload import reload
 from proxy.cli.up import up
 from proxy.cli.usage import usage
 
@@ -21,6 +22,7 @@ def main() -> None:
 
 
 main.add_command(up)
+main.add_command(reload)
 main.add_command(keys)
 main.add_command(usage)
 main.add_command(check)

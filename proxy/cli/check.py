@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from proxy.cli.config import config_option, load_settings
+from proxy.cli.config import config_option, load_settings, usable
 from proxy.cli.report import printable, table
 from proxy.control.discovery import Answer, DiscoveryError, address_of, ask, ask_version, max_model_len, new_client, url_of
 from proxy.control.prices import per_million_tokens, pico_per_token
@@ -43,7 +43,7 @@ def check(backends: tuple[str, ...], config: Path | None) -> None:
 
     The exit status is 1 if anything stands in the way of serving requests.
     """
-    settings = load_settings(config, {"backends": [{"url": url} for url in backends]} if backends else {})
+    settings = usable(load_settings(config, {"backends": [{"url": url} for url in backends]} if backends else {}))
     if not settings.backends:
         raise click.ClickException("there are no backends; name one with --backend URL or in glasshouse.yaml")
     findings = asyncio.run(examine(settings))
@@ -110,14 +110,14 @@ async def _examine(settings: BackendSettings, name: str) -> Finding:
     variable = settings.api_key_env
     if variable and not os.environ.get(variable):
         finding.problems.append(f"api_key_env: the environment variable {variable} is empty")
-    async with new_client(ANSWER_S) as client:
-        try:
+    try:
+        async with new_client(ANSWER_S, backend.ca_file) as client:
             finding.answer = await ask(client, backend, ANSWER_S)
-        except DiscoveryError as error:
-            finding.problems.append(str(error))
-        else:
             finding.version = await ask_version(client, backend, ANSWER_S)
-            _compare(settings, finding, finding.answer)
+    except DiscoveryError as error:
+        finding.problems.append(str(error))
+    else:
+        _compare(settings, finding, finding.answer)
     return finding
 
 

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from proxy.settings import Settings, SettingsError
 from proxy.store import StoreError, open_database
+from proxy.tls import check_files
 
 DEFAULT_FILE = Path("glasshouse.yaml")
 FILE_VARIABLE = "GLASSHOUSE_CONFIG"
@@ -46,6 +47,15 @@ def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> Settings
     return _checked(_merged(written, overrides), file)
 
 
+def usable(settings: Settings) -> Settings:
+    """The same, if the files that they name can be used. Raises click.ClickException."""
+    try:
+        check_files(settings)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    return settings
+
+
 def running_settings(config: Path | None) -> Settings:
     """The settings of what runs here: the file's or, where no file is given, what `glasshouse up` wrote down."""
     effective = Settings().state_path / EFFECTIVE_FILE
@@ -55,6 +65,16 @@ def running_settings(config: Path | None) -> Settings:
         return Settings.read(effective)
     except (OSError, msgspec.MsgspecError, SettingsError) as error:
         raise click.ClickException(f"{effective}: {error}") from None
+
+
+def state_directory(config: Path | None) -> Path:
+    """Where what runs here keeps its state. Also of a file that can't be used: what is wrong with it is for others to say."""
+    try:
+        file = _file(config)
+        named = None if file is None else read_yaml(file).get("state_dir")
+    except click.ClickException:
+        named = None
+    return Path(named) if isinstance(named, str) else Settings().state_path
 
 
 @contextmanager

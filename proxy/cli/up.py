@@ -13,12 +13,13 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
@@ -28,7 +29,7 @@ import click
 import msgspec
 
 from proxy import __version__, logs
-from proxy.cli.config import config_option, load_settings
+from proxy.cli.config import config_option, load_settings, usable
 from proxy.embedded import HOST, Companion, CompanionError, environments
 from proxy.embedded.engine import MODEL_NAME, engine, threads_each
 from proxy.embedded.phoenix import phoenix, project_url
@@ -72,7 +73,7 @@ def up(backends: tuple[str, ...], listen: str | None, config: Path | None) -> No
     if listen:
         overrides["listen"] = listen
     try:
-        well = asyncio.run(_run(load_settings(config, overrides), Console()))
+        well = asyncio.run(_run(lambda: usable(load_settings(config, overrides)), Console()))
     except (SupervisorError, CompanionError) as error:
         raise click.ClickException(str(error)) from None
     sys.exit(0 if well else 1)
@@ -100,15 +101,32 @@ class Plan:
             return cls(settings, False, {}, _own_phoenix(settings.phoenix, ports))
         engines = {f"engine-{index}": ports(FIRST_ENGINE_PORT) for index in range(2)}
         pair = ports(PHOENIX_PORT), ports(PHOENIX_GRPC_PORT)
-        settings = msgspec.structs.replace(
+        return cls(settings, True, engines, pair).with_settings(settings)
+
+    def with_settings(self, settings: Settings) -> Plan:
+        """The same engines and Phoenix, with what a file says now. Raises SupervisorError."""
+        if self.demo == bool(settings.backends):
+            running = "the engines of the demo" if self.demo else "those of the settings"
+            raise SupervisorError(f"backends: {running} are running; stop `glasshouse up` and start it again to change that")
+        if self.demo:
+            settings = self._of_demo(settings)
+        return replace(self, settings=settings)
+
+    def without_phoenix(self) -> Plan:
+        """Its Phoenix can't be had."""
+        phoenix = msgspec.structs.replace(self.settings.phoenix, url=None)
+        return replace(self, phoenix_ports=None, settings=msgspec.structs.replace(self.settings, phoenix=phoenix))
+
+    def _of_demo(self, settings: Settings) -> Settings:
+        url = f"http://{HOST}:{self.phoenix_ports[0]}" if self.phoenix_ports is not None else None
+        return msgspec.structs.replace(
             settings,
-            backends=[BackendSettings(url=f"http://{HOST}:{port}", name=name) for name, port in engines.items()],
+            backends=[BackendSettings(url=f"http://{HOST}:{port}", name=name) for name, port in self.engines.items()],
             models={MODEL_NAME: ModelSettings(price=DEMO_PRICE), **settings.models},
             capture=msgspec.structs.replace(settings.capture, content=True),
-            phoenix=msgspec.structs.replace(settings.phoenix, url=f"http://{HOST}:{pair[0]}", start=True),
+            phoenix=msgspec.structs.replace(settings.phoenix, url=url, start=True),
             control=msgspec.structs.replace(settings.control, discover_every=min(1.0, settings.control.discover_every)),
         )
-        return cls(settings, True, engines, pair)
 
 
 def _own_phoenix(settings: PhoenixSettings, ports: Callable[[int], int]) -> tuple[int, int] | None:
@@ -153,29 +171,41 @@ def _is_free(port: int) -> bool:
 # -- running it --
 
 
-async def _run(settings: Settings, console: Console) -> bool:
-    """Until a signal; True if all went well."""
-    plan = Plan.of(settings)
+async def _run(load: Callable[[], Settings], console: Console) -> bool:
+    """Until a signal; True if all went well. `load` reads the settings, now and at each reload; it raises ClickException."""
+    plan = Plan.of(load())
     keyring = Keyring(plan.demo, console)
     supervisor = Supervisor(plan.settings, tell=console.event, prepare=keyring.prepare)
     settings = supervisor.open()
     logs.setup("supervisor", stream=open_log(settings.log_path / "supervisor.log"))
     logging.getLogger("alembic").setLevel(logging.WARNING)
     sys.excepthook = sys.__excepthook__  # who runs `up` sees its errors
-    supervisor.handle_signals(terminal=console.terminal)
+    supervisor.handle_signals(console.hung_up)
     try:
-        if await supervisor.unless_stopped(_start(plan, supervisor, keyring, console)):
-            await supervisor.asked_to_stop.wait()
+        if started := await supervisor.unless_stopped(_start(plan, supervisor, keyring, console)):
+            await supervisor.serve(lambda: _reloaded(started, load))
     finally:
         well = await _stop(supervisor, console)
+        # There is nothing left to stop: who signals once more must not spoil the status that this ends with.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     return well
 
 
-async def _start(plan: Plan, supervisor: Supervisor, keyring: Keyring, console: Console) -> bool:
+def _reloaded(plan: Plan, load: Callable[[], Settings]) -> Settings:
+    """What to run from now on. Raises SupervisorError."""
+    try:
+        return plan.with_settings(load()).settings
+    except click.ClickException as error:
+        raise SupervisorError(error.message) from None
+
+
+async def _start(plan: Plan, supervisor: Supervisor, keyring: Keyring, console: Console) -> Plan:
+    """→ the plan as far as it could be had."""
     started = time.monotonic()
     companions = await _companions(plan, console)
     if plan.phoenix_ports is not None and "phoenix" not in companions:
-        supervisor.amend(phoenix=msgspec.structs.replace(plan.settings.phoenix, url=None))
+        plan = plan.without_phoenix()
+        supervisor.amend(plan.settings)
     await supervisor.start([_child(each) for each in companions.values()])
 
     def progress(waiting: list[str], elapsed: float) -> None:
@@ -187,7 +217,7 @@ async def _start(plan: Plan, supervisor: Supervisor, keyring: Keyring, console: 
     traces = await _traces(supervisor, companions.get("phoenix"), progress)
     banner = Banner(supervisor.settings, plan.demo, keyring.secret, snapshot, traces, time.monotonic() - started)
     console.line("\n".join(banner.lines()))
-    return True
+    return plan
 
 
 async def _companions(plan: Plan, console: Console) -> dict[str, Companion]:
@@ -383,7 +413,8 @@ class Banner:
     def base_url(self) -> str:
         host, port = address(self.settings.listen)
         host = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104
-        return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+        scheme = "http" if self.settings.tls is None else "https"
+        return f"{scheme}://[{host}]:{port}/v1" if ":" in host else f"{scheme}://{host}:{port}/v1"
 
     def _backend(self, name: str, url: str) -> str:
         if name in without_model(self.snapshot, self.settings):
@@ -440,6 +471,10 @@ class Console:
         self._stream = stream or sys.stdout
         self.terminal = self._stream.isatty()
         self._last = time.monotonic()
+
+    def hung_up(self) -> bool:
+        """It was a terminal, and the terminal is gone."""
+        return self.terminal and not self._stream.isatty()
 
     def line(self, text: str) -> None:
         self._write(f"{self.FRESH if self.terminal else ''}{text}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -32,8 +33,9 @@ def main() -> int:
     except (OSError, SettingsError, msgspec.MsgspecError) as error:
         log.critical("control can't start", extra={"error": str(error)})
         return 1
-    asyncio.run(run(settings, listener))
-    return 0
+    with asyncio.Runner() as runner:
+        runner.run(run(settings, listener))
+        os._exit(0)  # a thread may still wait for a database that doesn't answer; it only reads, and nobody waits for it
 
 
 async def run(settings: Settings, listener: socket.socket) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from proxy.settings import BackendSettings
 from proxy.snapshot import Backend
+from proxy.tls import said, upstream_context
 
 ANSWER_BYTES = 8 * 1024 * 1024
 """More than this is no list of models."""
@@ -54,25 +55,33 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 def address_of(settings: BackendSettings, name: str) -> Backend:
     """The backend as workers call it: host, port, and what precedes `/v1` in its URL. `kind` is what is declared, or "openai"."""
     parts = urlsplit(settings.url)
+    tls = parts.scheme == "https"
     return Backend(
         name=name,
         host=parts.hostname or "",
-        port=parts.port or 80,
+        port=parts.port or (443 if tls else 80),
         kind="openai" if settings.kind == "auto" else settings.kind,
         base_path=parts.path.rstrip("/").removesuffix("/v1").rstrip("/"),
         api_key_env=settings.api_key_env or "",
+        tls=tls,
+        ca_file=settings.ca_file or "",
     )
 
 
 def url_of(backend: Backend) -> str:
     """The backend's root, without `/v1`."""
     host = f"[{backend.host}]" if ":" in backend.host else backend.host
-    return f"http://{host}:{backend.port}{backend.base_path}"
+    return f"{'https' if backend.tls else 'http'}://{host}:{backend.port}{backend.base_path}"
 
 
-def new_client(timeout_s: float) -> httpx2.AsyncClient:
-    """A client for backends: goes through no proxy, follows no redirect (it would take the backend's key elsewhere)."""
-    return httpx2.AsyncClient(timeout=timeout_s, follow_redirects=False, trust_env=False)
+def new_client(timeout_s: float, ca_file: str = "") -> httpx2.AsyncClient:
+    """A client for backends: goes through no proxy, follows no redirect (it would take the backend's key elsewhere), and takes
+    the certificates that workers take. Raises DiscoveryError if `ca_file` can't be used."""
+    try:
+        context = upstream_context(ca_file)
+    except OSError as error:
+        raise DiscoveryError(f"ca_file: {ca_file}: {said(error)}") from None
+    return httpx2.AsyncClient(timeout=timeout_s, verify=context, follow_redirects=False, trust_env=False)
 
 
 async def ask(client: httpx2.AsyncClient, backend: Backend, timeout_s: float) -> Answer:

@@ -1,12 +1,13 @@
 """Following the keys in the database: one cheap look at the revision, all keys when it moved.
 
 A database that can't be reached changes nothing: the keys that were read last stay, and `as_of_unix_ns` stays behind, which is
-how the age of the snapshot tells of it.
+how the age of the snapshot tells of it. The same goes for one that doesn't answer.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 
@@ -19,6 +20,9 @@ from proxy.snapshot.model import encode_principal
 from proxy.store import StoreError, live_keys, open_database, reader, revision
 
 log = logging.getLogger(__name__)
+
+LATE_S = 5.0
+"""A look that takes longer is no longer a matter of course."""
 
 
 class CatalogueFeed:
@@ -33,6 +37,7 @@ class CatalogueFeed:
         self.revision = 0 if previous is None else previous.revision
         self.as_of_unix_ns = 0 if previous is None else previous.published_unix_ns
         self.error = ""
+        self._looking_since: float | None = None
 
     def engine(self) -> Engine:
         """The database, opened at the first use that succeeds. Raises StoreError."""
@@ -41,9 +46,20 @@ class CatalogueFeed:
                 self._engine = reader(open_database(self._url))
             return self._engine
 
+    def trouble(self) -> str:
+        """What is wrong with the database just now, for people; "" if nothing is."""
+        waited = time.monotonic() - (self._looking_since or math.inf)
+        return self.error or (f"no answer for {waited:.0f} s" if waited > LATE_S else "")
+
     def poll(self) -> bool:
         """Look at the database (this blocks); True if the keys changed."""
-        now_ns = time.time_ns()
+        self._looking_since = time.monotonic()
+        try:
+            return self._poll(time.time_ns())
+        finally:
+            self._looking_since = None
+
+    def _poll(self, now_ns: int) -> bool:
         try:
             changed = self._look()
         except DBAPIError as error:

@@ -27,11 +27,11 @@ class Health:
 
 @router.get("/health")
 async def health(given: Given) -> Health:
-    published = given.publisher.published
+    published, trouble = given.publisher.published, given.feed.trouble()
     return Health(
-        status="degraded" if given.feed.error or published is None else "ok",
+        status="degraded" if trouble or published is None else "ok",
         version=__version__,
-        database=given.feed.error or "ok",
+        database=trouble or "ok",
         revision=None if published is None else published.revision,
         snapshot_as_of=None if published is None else when(published.published_unix_ns),
     )

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import httpx2
 import uvicorn
 
 from proxy.control.app import create_app
@@ -62,11 +61,11 @@ class Control:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
-        async with new_client(ANSWER_S) as client, asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks:
             loops = [
                 tasks.create_task(self._follow_catalogue(), name="catalogue"),
                 tasks.create_task(self._publish(), name="publish"),
-                *(tasks.create_task(self._discover(client, each), name=name) for name, each in self.inventory.known.items()),
+                *(tasks.create_task(self._discover(each), name=name) for name, each in self.inventory.known.items()),
             ]
             log.info("control listens", extra={"address": _text(listener)})
             await server.serve(sockets=[listener])
@@ -95,10 +94,10 @@ class Control:
             except TimeoutError:
                 pass
 
-    async def _discover(self, client: httpx2.AsyncClient, known: KnownBackend) -> None:
+    async def _discover(self, known: KnownBackend) -> None:
         while True:
             was = known.reachable
-            changed = await _ask(client, known)
+            changed = await _ask(known)
             if known.reachable != was:
                 _tell(known)
             if changed or was is None:
@@ -106,10 +105,11 @@ class Control:
             await asyncio.sleep(self.settings.control.discover_every)
 
 
-async def _ask(client: httpx2.AsyncClient, known: KnownBackend) -> bool:
+async def _ask(known: KnownBackend) -> bool:
     """Once; True if the answer changes anything for workers."""
     try:
-        return known.answered(await ask(client, known.backend, ANSWER_S), time.time_ns())
+        async with new_client(ANSWER_S, known.backend.ca_file) as client:  # a new one: the file may have changed
+            return known.answered(await ask(client, known.backend, ANSWER_S), time.time_ns())
     except DiscoveryError as error:
         known.failed(str(error), time.time_ns())
     except Exception as bug:  # one odd backend must take neither the keys nor the other backends down

@@ -4,6 +4,8 @@ It doesn't go through the journal, so that a backlog there never makes it stale.
 Layout: u32 length, u32 crc32, MessagePack. A torn read fails its crc and is tried again.
 
 What a dead worker said last stays until the collector has kept it: looking changes nothing, `remove_heartbeat` does.
+
+Its blocks are allocated when it is made: a write into a mapping for which the disk has no room kills the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import zlib
 from pathlib import Path
 
 import msgspec
+
+from proxy.journal.segment import NO_ROOM
 
 _HEAD = struct.Struct("<II")
 _SIZE = 16 * 1024
@@ -39,6 +43,8 @@ class Heartbeat(msgspec.Struct):
     draining: bool = False
     unaccepted: dict[str, int] = {}
     """Requests that never were accepted, by error code: bad key, unknown path, too large, ..."""
+    certificate_expiry_unix_s: int = 0
+    """Of the listener's certificate; 0 = it has none."""
     alive: bool = True
     """Set by the reader: False is the last word of a worker that has gone."""
 
@@ -48,17 +54,37 @@ _decoder = msgspec.msgpack.Decoder(Heartbeat)
 
 
 class HeartbeatFile:
-    """The writer's side: one file per worker incarnation."""
+    """The writer's side: one file per worker incarnation. On a full disk it says nothing until there is room."""
 
     def __init__(self, directory: Path, incarnation: str) -> None:
-        scratch = directory / f"{incarnation}.heartbeat.new"
-        self._fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(self._fd, _SIZE)
-        self._map = mmap.mmap(self._fd, _SIZE)
-        scratch.rename(directory / f"{incarnation}.heartbeat")  # locked before a reader can see it
+        """Raises OSError if the file can't be made for another reason than want of room."""
+        self._path = directory / f"{incarnation}.heartbeat"
+        self._map: mmap.mmap | None = None
+        self._make()
+
+    def _make(self) -> None:
+        scratch = self._path.with_name(f"{self._path.name}.new")
+        try:
+            fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.posix_fallocate(fd, 0, _SIZE)
+                mapped = mmap.mmap(fd, _SIZE)  # it has a descriptor of its own, and with that the lock
+            finally:
+                os.close(fd)
+            scratch.rename(self._path)  # locked before a reader can see it
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            if error.errno not in NO_ROOM:
+                raise
+        else:
+            self._map = mapped
 
     def write(self, beat: Heartbeat) -> None:
+        if self._map is None:
+            self._make()
+        if self._map is None:
+            return
         payload = _encoder.encode(beat)
         if len(payload) > _SIZE - _HEAD.size:
             beat.in_flight_by_backend = {}
@@ -68,8 +94,8 @@ class HeartbeatFile:
 
     def close(self) -> None:
         """Let go of the lock. The file stays: it holds the last word."""
-        self._map.close()
-        os.close(self._fd)
+        if self._map is not None:
+            self._map.close()
 
 
 def read_heartbeats(directory: Path) -> list[Heartbeat]:

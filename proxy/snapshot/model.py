@@ -31,6 +31,9 @@ class Backend(msgspec.Struct, array_like=True, frozen=True):
     kind: str = "vllm"
     base_path: str = ""
     api_key_env: str = ""
+    tls: bool = False
+    ca_file: str = ""
+    """Whom its certificate must be from, instead of the system's authorities (PEM)."""
 
 
 class Bounds(msgspec.Struct, array_like=True, frozen=True):

@@ -116,6 +116,7 @@ ENDINGS: Final[dict[str, tuple[dict[str, Any], str, int]]] = {
 @TRIALS
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_worker_killed_at_the_last_byte_leaves_its_row(glasshouse: Start, vllm: ScriptedVLLM, ending: str, trials: int) -> None:
+    # failure 49
     script, outcome, tokens = ENDINGS[ending]
     running = glasshouse([vllm.url])
     asked = []
@@ -134,6 +135,7 @@ def test_a_worker_killed_at_the_last_byte_leaves_its_row(glasshouse: Start, vllm
 def test_processes_killed_at_any_time_lose_nothing_and_count_nothing_twice(
     glasshouse: Start, vllm: ScriptedVLLM, trials: int
 ) -> None:
+    # failure 49
     dice = random.Random(20261120)
     running = glasshouse([vllm.url])
     asked: list[Asked] = []
@@ -189,6 +191,7 @@ def _check(asked: Asked, row: dict[str, Any]) -> None:
 
 
 def test_streams_in_flight_finish_when_it_is_told_to_stop(glasshouse: Start, vllm: ScriptedVLLM) -> None:
+    # failure 50
     running = glasshouse([vllm.url])
     asked = [chat(tokens=40, interval=0.05), chat(tokens=30, first=0.5), chat(stream=False, tokens=20, interval=0.05)]
     with ThreadPoolExecutor(len(asked)) as clients:
@@ -205,6 +208,7 @@ def test_streams_in_flight_finish_when_it_is_told_to_stop(glasshouse: Start, vll
 
 
 def test_a_drain_that_takes_too_long_ends_visibly_and_is_recorded(glasshouse: Start, vllm: ScriptedVLLM) -> None:
+    # failure 50
     running = glasshouse([vllm.url], {"timeouts": {"drain": 0.5}})
     stream = chat(tokens=1000, interval=0.05)
     with ThreadPoolExecutor(1) as clients:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from proxy.last_reload import LastReload
 from proxy.settings import Settings, address
 from proxy.supervisor import LOG_BYTES, Child, Listeners, Stage, Supervisor, SupervisorError, children_of
 
@@ -23,6 +27,7 @@ STAND_IN = r"""
 import os, signal, socket, subprocess, sys
 
 name, trace, fd, *manners = sys.argv[1:]
+ready = int(manners[manners.index("--ready-fd") + 1]) if "--ready-fd" in manners else None
 
 
 def note(what):
@@ -35,9 +40,15 @@ def end(*_):
     os._exit(0)
 
 
+def leave(*_):
+    note("replaced")
+    listener.close()
+
+
 if "stillborn" in manners:
     sys.exit("no such model")
 signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in manners else end)
+signal.signal(signal.SIGUSR1, leave)
 if "parent" in manners:
     note(f"bore {subprocess.Popen(['sleep', '1000']).pid}")
 if fd.isdecimal():
@@ -48,8 +59,19 @@ else:
 status = "503 Not Yet" if "unready" in manners else "200 OK"
 print(name, "runs", flush=True)
 note("started")
+if "mute" in manners:
+    listener.close()
+    signal.pause()
+if ready is not None:
+    os.write(ready, b"ready")
+    os.close(ready)
 while True:
-    peer, _ = listener.accept()
+    try:
+        peer, _ = listener.accept()
+    except OSError:  # closed: another has taken our place
+        while "stays" in manners:
+            signal.pause()
+        end()
     line = peer.makefile("rb").readline()
     if b"/die" in line:
         note("died")
@@ -88,7 +110,10 @@ class Scene:
     def children(self, settings: Settings, file: Path, listeners: Listeners) -> list[Child]:
         """The real table with the commands replaced."""
         return [
-            self.child(real.name, real.stage, settings.metrics.listen if real.fd is None else real.fd, real.ready_url)
+            replace(
+                self.child(real.name, real.stage, settings.metrics.listen if real.fd is None else real.fd, real.ready_url),
+                handover=real.handover,
+            )
             for real in children_of(settings, file, listeners)
         ]
 
@@ -333,6 +358,233 @@ class TestDeath:
         run(scenario())
 
 
+@contextlib.asynccontextmanager
+async def up(scene: Scene) -> AsyncIterator[Supervisor]:
+    """All of it, until it is stopped, by whomever."""
+    supervisor = scene.supervisor()
+    await supervisor.start()
+    await supervisor.ready(PATIENCE)
+    yield supervisor
+    await supervisor.stop()
+    assert all(gone(pid) for _, pid in scene.trace("started"))
+
+
+def changed(settings: Settings, **sections: Any) -> Settings:
+    return msgspec.structs.replace(settings, **sections)
+
+
+class TestReload:
+    def test_workers_are_replaced_and_the_others_restarted(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state)
+            given = scene.settings
+            async with up(scene) as supervisor:
+                first = dict(scene.trace("started"))
+                done = await supervisor.reload(changed(given, currency="EUR"))
+                assert [line.split(" after ")[0] for line in done] == [
+                    "worker-0 replaced",
+                    "collector restarted",
+                    "control restarted",
+                ]
+                assert Settings.read(supervisor.settings_file) == changed(scene.settings, currency="EUR")
+                assert supervisor.waiting() == []
+                second = dict(scene.trace("started"))
+                for name, listen in (("worker-0", scene.settings.listen), ("collector", scene.settings.metrics.listen)):
+                    assert int(await scene.get(listen)) == second[name] != first[name]
+                await eventually(lambda: gone(first["worker-0"]))
+            lines = [line.split()[:2] for line in scene.trace_file.read_text().splitlines()]
+            assert (
+                lines.index(["worker-0", "replaced"]) > [n for n, line in enumerate(lines) if line == ["worker-0", "started"]][1]
+            )
+            for name in ("collector", "control"):
+                assert [what for who, what in lines if who == name] == ["started", "ended", "started", "ended"]
+
+        run(scenario())
+
+    def test_nobody_is_refused_or_cut_off_meanwhile(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state)
+            given = scene.settings
+            async with up(scene) as supervisor:
+                for _ in range(3):
+                    reloading = asyncio.create_task(supervisor.reload(given))
+                    while not reloading.done():
+                        assert await scene.get(scene.settings.listen)
+                    await reloading
+            assert len([name for name, _ in scene.trace("replaced")]) == 3
+
+        run(scenario())
+
+    @pytest.mark.parametrize("manner", ["stillborn", "mute"])
+    def test_where_the_new_one_does_not_come_up_the_old_one_stays(
+        self, state: Path, monkeypatch: pytest.MonkeyPatch, manner: str
+    ) -> None:
+        """The old one goes on answering probes of the address: that says nothing of the new one."""
+        monkeypatch.setattr("proxy.supervisor.RELOAD_TIMEOUT", 2.0 if manner == "mute" else PATIENCE)
+
+        async def scenario() -> None:
+            scene = Scene(state)
+            given = scene.settings
+            async with up(scene) as supervisor:
+                before = scene.trace("started")
+                scene.manners["worker-0"] = [manner]
+                with pytest.raises(SupervisorError, match=r"^the new worker-0: (ended with status 1|not ready after 2 s)"):
+                    await supervisor.reload(changed(given, currency="EUR"))
+                await eventually(lambda: any(line.startswith("the new worker-0 ") and "again" not in line for line in scene.told))
+                assert Settings.read(supervisor.settings_file) == supervisor.settings == scene.settings
+                assert int(await scene.get(scene.settings.listen)) == dict(before)["worker-0"]
+                assert scene.trace("replaced") == []
+                assert dict(scene.trace("started"))["collector"] == dict(before)["collector"]
+                scene.manners["worker-0"] = []
+                await supervisor.reload(given)
+
+        run(scenario())
+
+    def test_a_collector_that_does_not_come_up_is_spoken_of_and_tried_on(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state)
+            given = scene.settings
+            async with up(scene) as supervisor:
+                scene.manners["collector"] = ["stillborn"]
+                with pytest.raises(SupervisorError, match=r"^the workers are new; collector: ended with status 1"):
+                    await supervisor.reload(given)
+                scene.manners["collector"] = []
+                assert supervisor.waiting() == ["collector"]
+                await supervisor.reload(given)
+                assert supervisor.waiting() == []
+
+        run(scenario())
+
+    def test_what_cannot_be_changed_is_refused(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state)
+            given = scene.settings
+            async with up(scene) as supervisor:
+                wanted = changed(given, listen="127.0.0.1:1", database="postgresql://u:secret@db/x")
+                with pytest.raises(SupervisorError) as refusal:
+                    await supervisor.reload(wanted)
+                lines = str(refusal.value).splitlines()
+                assert [line.partition(":")[0] for line in lines] == ["listen", "database"]
+                assert "'127.0.0.1:0' to '127.0.0.1:1'" in lines[0]
+                assert "secret" not in lines[1]
+                assert len(scene.trace("started")) == 3
+
+        run(scenario())
+
+    def test_a_new_worker_that_dies_later_is_started_as_any_other(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state)
+            given = scene.settings
+            async with up(scene) as supervisor:
+                await supervisor.reload(given)
+                second = scene.pid("worker-0")
+                os.kill(second, signal.SIGKILL)
+                await eventually(lambda: "worker-0 is back" in scene.told)
+                assert int(await scene.get(scene.settings.listen)) == scene.pid("worker-0") != second
+
+        run(scenario())
+
+    def test_wishes_that_come_meanwhile_are_one(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state)
+            given = scene.settings
+            loads: list[int] = []
+            async with up(scene) as supervisor:
+                supervisor.handle_signals()
+
+                def load() -> Settings:
+                    loads.append(len(scene.trace("started")))
+                    if len(loads) == 1:
+                        for _ in range(3):
+                            os.kill(os.getpid(), signal.SIGHUP)
+                    return given
+
+                serving = asyncio.create_task(supervisor.serve(load))
+                os.kill(os.getpid(), signal.SIGHUP)
+                await eventually(lambda: sum(line.startswith("reloaded: ") for line in scene.told) == 2)
+                await asyncio.sleep(0.2)
+                assert loads == [3, 6], "the second begins when the first is over, and there is no third"
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.wait_for(serving, PATIENCE)
+
+        run(scenario())
+
+    def test_how_it_went_is_written_down(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state)
+            given = scene.settings
+            answers: list[Settings | Exception] = [SupervisorError("listen: what\nis this"), given]
+            async with up(scene) as supervisor:
+                file = scene.settings.last_reload_path
+                started = LastReload.read(file)
+                assert (started.successful, started.lines) == (True, [])
+
+                def load() -> Settings:
+                    answer = answers.pop(0)
+                    if isinstance(answer, Exception):
+                        raise answer
+                    return answer
+
+                serving = asyncio.create_task(supervisor.serve(load))
+                supervisor.asked_to_reload.set()
+                await eventually(lambda: LastReload.read(file) != started)
+                failed = LastReload.read(file)
+                assert failed == LastReload(failed.began_ns, False, started.success_unix_ns, ["listen: what", "is this"])
+                supervisor.asked_to_reload.set()
+                await eventually(lambda: LastReload.read(file) != failed)
+                done = LastReload.read(file)
+                assert done.successful
+                assert done.began_ns > failed.began_ns > started.began_ns
+                assert done.success_unix_ns > started.success_unix_ns
+                assert [line.split()[0] for line in done.lines] == ["worker-0", "collector", "control"]
+                answers.append(KeyError("a bug"))
+                supervisor.asked_to_reload.set()
+                await eventually(lambda: LastReload.read(file) != done)
+                assert "KeyError('a bug')" in LastReload.read(file).lines[0]
+                assert not serving.done()
+                supervisor.asked_to_stop.set()
+                await asyncio.wait_for(serving, PATIENCE)
+
+        run(scenario())
+
+    @pytest.mark.parametrize("moment", ["before the new worker is ready", "while the old one leaves"])
+    def test_a_stop_ends_everybody(self, state: Path, moment: str) -> None:
+        async def scenario() -> None:
+            scene = Scene(state, **{"worker-0": ["stays"]})
+            given = scene.settings
+            async with up(scene) as supervisor:
+                scene.manners["worker-0"] = ["mute"] if moment.startswith("before") else []
+                serving = asyncio.create_task(supervisor.serve(lambda: given))
+                supervisor.asked_to_reload.set()
+                await eventually(lambda: len(scene.trace("started")) >= 4)
+                if moment.startswith("while"):
+                    await eventually(lambda: scene.trace("replaced"))
+                supervisor.asked_to_stop.set()
+                await asyncio.wait_for(serving, PATIENCE)
+                last = LastReload.read(scene.settings.last_reload_path)
+                assert not last.successful
+                assert "it was asked to stop meanwhile" in last.lines[0]
+                assert await asyncio.wait_for(supervisor.stop(), PATIENCE)
+                assert {name for name, _ in scene.trace("ended")} == {"worker-0", "collector", "control"}
+
+        run(scenario())
+
+    def test_who_is_impatient_kills_those_who_leave_too(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state, **{"worker-0": ["stays", "deaf"]})
+            scene.stop_timeout = 10 * PATIENCE
+            given = scene.settings
+            async with up(scene) as supervisor:
+                old = scene.pid("worker-0")
+                await supervisor.reload(given)
+                await eventually(lambda: scene.trace("replaced"))
+                assert not gone(old)
+                supervisor.kill()
+                await eventually(lambda: gone(old))
+
+        run(scenario())
+
+
 class TestStopping:
     def test_a_deaf_child_is_killed_after_its_time(self, state: Path) -> None:
         async def scenario() -> None:
@@ -357,7 +609,6 @@ class TestStopping:
             supervisor.handle_signals()
             await supervisor.start()
             await supervisor.ready(PATIENCE)
-            os.kill(os.getpid(), signal.SIGHUP)  # ignored
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.wait_for(supervisor.asked_to_stop.wait(), PATIENCE)
             stopping = asyncio.create_task(supervisor.stop())
@@ -387,7 +638,7 @@ class TestStopping:
     def test_a_closed_terminal_stops_it(self, state: Path) -> None:
         async def scenario() -> None:
             supervisor = Scene(state).supervisor()
-            supervisor.handle_signals(terminal=True)
+            supervisor.handle_signals(hung_up=lambda: True)
             os.kill(os.getpid(), signal.SIGHUP)
             await asyncio.wait_for(supervisor.asked_to_stop.wait(), PATIENCE)
             assert await supervisor.stop()

@@ -212,6 +212,27 @@ class TestPlan:
         assert plan.phoenix_ports is not None
         assert plan.phoenix_ports[0] == port
 
+    def test_a_reload_keeps_what_the_demo_runs(self) -> None:
+        plan = Plan.of(Settings())
+        again = plan.with_settings(
+            Settings.of({"timeouts": {"drain": 7}, "models": {MODEL_NAME: {"price": {"output": 7}}}})
+        ).settings
+        assert (again.backends, again.phoenix, again.capture) == (
+            plan.settings.backends,
+            plan.settings.phoenix,
+            plan.settings.capture,
+        )
+        assert (again.timeouts.drain, again.models[MODEL_NAME].price) != (plan.settings.timeouts.drain, DEMO_PRICE)
+        assert plan.without_phoenix().with_settings(Settings()).settings.phoenix.url is None
+        assert plan.without_phoenix().settings.phoenix.url is None
+
+    @pytest.mark.parametrize(
+        ("running", "wanted"), [({}, {"backends": [{"url": "http://h:1"}]}), ({"backends": [{"url": "http://h:1"}]}, {})]
+    )
+    def test_a_reload_makes_no_demo_of_it_and_ends_none(self, running: dict[str, Any], wanted: dict[str, Any]) -> None:
+        with pytest.raises(SupervisorError, match=r"^backends: .* are running; stop `glasshouse up` and start it again"):
+            Plan.of(Settings.of(running)).with_settings(Settings.of(wanted))
+
     def test_a_phoenix_elsewhere_is_not_ours_to_start(self) -> None:
         phoenix = {"start": True, "url": "http://phoenix.example:6006"}
         with pytest.raises(SupervisorError, match="nowhere to start a Phoenix"):
@@ -318,6 +339,15 @@ class TestConsole:
             console.line("done")
             assert os.read(ours, 1000) == b"\r\x1b[Kwaiting\r\x1b[Kdone\r\n"
         os.close(ours)
+
+    def test_it_knows_when_the_terminal_has_gone(self) -> None:
+        ours, theirs = os.openpty()
+        with open(theirs, "w") as stream:  # noqa: PTH123  a descriptor, not a path
+            console = Console(stream)
+            assert not console.hung_up()
+            os.close(ours)
+            assert console.hung_up()
+        assert not Console(io.StringIO()).hung_up()
 
     def test_elsewhere_it_is_kept_short(self) -> None:
         stream = io.StringIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from proxy.supervisor import (
     Supervisor,
     SupervisorError,
     children_of,
+    refuse_changes,
     tail,
 )
 
@@ -70,6 +72,39 @@ class TestTable:
     def test_readiness_is_asked_where_this_host_can_ask(self, tmp_path: Path, listen: str, url: str) -> None:
         children = children_of(settings(tmp_path, listen=listen), tmp_path / "settings.json", Listeners((7,), 8))
         assert children[0].ready_url == url
+
+
+class TestRefusing:
+    """What a reload can't change, in the words of the settings file."""
+
+    @pytest.mark.parametrize(
+        ("more", "field"),
+        [
+            ({"listen": "127.0.0.1:1"}, "listen"),
+            ({"control": {"listen": "127.0.0.1:1"}}, "control.listen"),
+            ({"metrics": {"listen": "127.0.0.1:1"}}, "metrics.listen"),
+            ({"state_dir": "elsewhere"}, "state_dir"),
+            ({"database": "sqlite:///elsewhere"}, "database"),
+            ({"phoenix": {"start": True}}, "phoenix.start"),
+        ],
+    )
+    def test_it_is_named(self, more: dict[str, Any], field: str) -> None:
+        with pytest.raises(SupervisorError, match=rf"^{field}: a reload can't change it"):
+            refuse_changes(Settings(), Settings.of(more))
+
+    def test_all_of_it_is(self) -> None:
+        with pytest.raises(SupervisorError, match=r"^listen: .*\ndatabase: "):
+            refuse_changes(Settings(), Settings.of({"listen": "127.0.0.1:1", "database": "sqlite:///elsewhere"}))
+
+    def test_where_traces_go_can_be_changed_unless_it_is_a_phoenix_of_our_own(self) -> None:
+        there, here = ({"url": f"http://127.0.0.1:{port}"} for port in (1, 2))
+        refuse_changes(Settings.of({"phoenix": there}), Settings.of({"phoenix": here}))
+        with pytest.raises(SupervisorError, match=r"^phoenix\.url: "):
+            refuse_changes(Settings.of({"phoenix": {**there, "start": True}}), Settings.of({"phoenix": {**here, "start": True}}))
+
+    def test_the_rest_can_be_changed(self) -> None:
+        more = {"currency": "EUR", "backends": [{"url": "http://h:1"}], "timeouts": {"drain": 1}, "capture": {"content": True}}
+        refuse_changes(Settings(), Settings.of(more))
 
 
 class TestOpening:

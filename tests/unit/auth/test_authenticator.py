@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.auth import Authenticator
-from proxy.errors import NotReady, Unauthenticated
+from proxy.errors import InvalidRequest, NotReady, Unauthenticated
 from proxy.exchange import Exchange, Remembered
 from proxy.flow import Flow
 from proxy.snapshot import Principal, Snapshot, SnapshotFile
@@ -24,8 +24,10 @@ def snapshot(*keys: str) -> Snapshot:
     return Snapshot(SnapshotFile(keys=principals))
 
 
-def exchange(authorization: bytes | None, remembered: Remembered | None = None) -> Exchange:
+def exchange(authorization: bytes | None, remembered: Remembered | None = None, api_key: bytes | None = None) -> Exchange:
     headers = {} if authorization is None else {b"authorization": authorization}
+    if api_key is not None:
+        headers[b"x-api-key"] = api_key
     return Exchange(monotonic_ns(), b"POST", b"/", headers, b"", remembered or Remembered(), Flow(lambda: None))
 
 
@@ -72,6 +74,117 @@ def test_a_bad_key(authorization: bytes | None, code: str) -> None:
     assert "gh-1" not in raised.value.message, "a key is never repeated"
     assert not made.accepted
     assert made.record.key_id == ""
+
+
+# --- either header, the same rules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("api_key", [b"gh-1", b" gh-1 "])
+def test_a_good_key_in_the_other_header(api_key: bytes) -> None:
+    # failure 32
+    made = exchange(None, api_key=api_key)
+    authenticator(snapshot("gh-1"))[0].authenticate(made)
+    assert made.record.key_id == "id of gh-1"
+
+
+@pytest.mark.parametrize(
+    "api_key",
+    [
+        *(b"", b"gh-", b"GH-1", b"gh-11", b"Bearer gh-1", b"gh-1,gh-2", b"\xff\x00"),
+        hashlib.sha256(b"gh-1").hexdigest().encode(),
+        hashlib.sha256(b"gh-1").digest(),
+    ],
+)
+def test_a_bad_key_in_the_other_header(api_key: bytes) -> None:
+    # failures 32, 69
+    made = exchange(None, api_key=api_key)
+    with pytest.raises(Unauthenticated) as raised:
+        authenticator(snapshot("gh-1"))[0].authenticate(made)
+    assert (raised.value.error_code, raised.value.status) == ("invalid_api_key", 401)
+    assert not made.accepted
+
+
+def test_both_headers_with_one_key_are_one_key() -> None:
+    # failure 32
+    made = exchange(b"Bearer gh-1", api_key=b"gh-1")
+    authenticator(snapshot("gh-1"))[0].authenticate(made)
+    assert made.record.key_id == "id of gh-1"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "api_key"),
+    [
+        (b"Bearer gh-1", b"gh-2"),
+        (b"Bearer gh-1", b""),
+        (b"Bearer wrong", b"gh-1"),
+        (b"Bearer gh-1", b"wrong"),
+        (b"Basic gh-1", b"gh-1"),
+        (b"", b"gh-1"),
+    ],
+)
+def test_two_keys_are_refused_whichever_of_them_is_good(authorization: bytes, api_key: bytes) -> None:
+    # failure 32
+    made = exchange(authorization, api_key=api_key)
+    with pytest.raises(InvalidRequest) as raised:
+        authenticator(snapshot("gh-1", "gh-2"))[0].authenticate(made)
+    assert (raised.value.status, raised.value.error_code) == (400, "conflicting_api_keys")
+    assert "gh-" not in raised.value.message
+    assert not made.accepted
+
+
+def test_what_is_remembered_is_remembered_of_both_headers() -> None:
+    """A connection that proved one key, and now names another in the header that wasn't there before."""
+    remembered = Remembered()
+    made, _ = authenticator(snapshot("gh-1", "gh-2"))
+    made.authenticate(exchange(b"Bearer gh-1", remembered))
+    with pytest.raises(InvalidRequest):
+        made.authenticate(exchange(b"Bearer gh-1", remembered, api_key=b"gh-2"))
+    other = exchange(None, remembered, api_key=b"gh-2")
+    made.authenticate(other)
+    assert other.record.key_id == "id of gh-2"
+    with pytest.raises(Unauthenticated):
+        made.authenticate(exchange(None, remembered, api_key=b"wrong"))
+    with pytest.raises(Unauthenticated):
+        made.authenticate(exchange(None, remembered))
+
+
+# --- what is stored and compared ---------------------------------------------------------------------------------------
+
+
+def test_what_is_looked_up_is_the_whole_hash_of_what_came() -> None:
+    """Nothing is compared with a secret: how far a guess is right shows in no comparison's time."""
+    # failure 69
+    asked: list[bytes] = []
+
+    def principal(digest: bytes) -> None:
+        asked.append(digest)
+
+    made, feed = authenticator(snapshot("gh-1"))
+    feed.current.principal = principal
+    for sent in (exchange(b"Bearer gh-1"), exchange(None, api_key=b"gh-1")):
+        with pytest.raises(Unauthenticated):
+            made.authenticate(sent)
+    assert asked == [hashlib.sha256(b"gh-1").digest()] * 2
+
+
+@pytest.mark.parametrize("at", range(32))
+def test_a_hash_that_is_nearly_the_same_is_another_key(at: int) -> None:
+    # failure 69
+    digest = bytearray(hashlib.sha256(b"gh-1").digest())
+    digest[at] ^= 1
+    alike = Snapshot(SnapshotFile(keys={bytes(digest): encode_principal(Principal("id", "name"))}))
+    with pytest.raises(Unauthenticated):
+        authenticator(alike)[0].authenticate(exchange(b"Bearer gh-1"))
+
+
+def test_no_key_is_in_what_workers_know() -> None:
+    # failure 69
+    known = snapshot("gh-1-a-secret")
+    authenticator(known)[0].authenticate(exchange(b"Bearer gh-1-a-secret"))
+    assert b"gh-1-a-secret" not in b"".join([*known._keys, *known._principals])
+
+
+# --- what a connection remembers ---------------------------------------------------------------------------------------
 
 
 def test_without_a_catalogue_nobody_is_known_and_nobody_unknown() -> None:

@@ -91,7 +91,7 @@ def test_exact_prices() -> None:
         ("listen: 8400", "glasshouse.yaml: listen: 8400 is not allowed"),
         ("listn: x", "glasshouse.yaml: the file: there is no setting 'listn' here; allowed: backends,"),
         ("journal: {on_full: explode}", "journal.on_full: 'explode' is not allowed"),
-        ("backends: [{url: ftp://x}]", "allowed: http://HOST[:PORT][/PATH]"),
+        ("backends: [{url: ftp://x}]", "allowed: http[s]://HOST[:PORT][/PATH]"),
         ("- a\n- b", "glasshouse.yaml: list at the top; allowed: a mapping of settings"),
         ("just text", "glasshouse.yaml: str at the top"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.journal import Heartbeat, HeartbeatFile, read_heartbeats, remove_heartbeat
+from tests.support.disk import small_disk
 
 
 def beat(incarnation: str = "a", **facts: object) -> Heartbeat:
@@ -58,6 +59,7 @@ def test_what_is_not_a_heartbeat_is_passed_over(tmp_path: Path, data: bytes) -> 
 def test_a_torn_write_is_not_believed(tmp_path: Path) -> None:
     file = HeartbeatFile(tmp_path, "a")
     file.write(beat(unix_ns=1))
+    assert file._map is not None
     file._map[12] ^= 1
     assert read_heartbeats(tmp_path) == []
     file.write(beat(unix_ns=2))
@@ -74,3 +76,23 @@ def test_backends_give_way_when_there_are_too_many_to_tell(tmp_path: Path) -> No
 
 def test_nothing_there_is_nobody(tmp_path: Path) -> None:
     assert read_heartbeats(tmp_path / "missing") == []
+
+
+def test_on_a_full_disk_nobody_is_killed_and_it_speaks_as_soon_as_it_can(tmp_path: Path) -> None:  # failure 66
+    with small_disk(tmp_path / "disk", 1024 * 1024) as disk:
+        disk.fill()
+        file = HeartbeatFile(disk.path, "a")
+        file.write(beat())
+        assert [path.name for path in disk.path.iterdir()] == ["ballast"]
+        disk.make_room()
+        file.write(beat(unix_ns=1))
+        disk.fill()
+        file.write(beat(unix_ns=2))
+        assert read_heartbeats(disk.path) == [beat(unix_ns=2)]
+        file.close()
+        assert not read_heartbeats(disk.path)[0].alive
+
+
+def test_a_heartbeat_that_can_not_be_made_for_another_reason_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        HeartbeatFile(tmp_path / "missing", "a")
