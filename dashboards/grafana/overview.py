@@ -73,6 +73,7 @@ NOT_SHOWN: Final = {
     "glasshouse_connect_seconds": "kept-alive connections make it empty when all is well; a trace shows it",
     "glasshouse_spans_exported_total": "Phoenix shows what it has; how far it is behind is the lag of its sink",
     "glasshouse_traces_waiting": "the same lag, counted otherwise",
+    "glasshouse_worker_tasks": "a constant, unless there is a leak: what a soak looks at",
 }
 """Metrics that no panel asks for, and why."""
 

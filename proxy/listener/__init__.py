@@ -1,2 +1,5 @@
-"""1 receive: client connections. `connection.py` parses requests and keeps their order, `reply.py` writes answers and holds back
-what a client must not have before the record is written, `probes.py` answers `/health` and `/ready`."""
+"""1 receive: client connections.
+
+`server.py` has all of them, `connection.py` is one: it reads requests and keeps their order. `head.py` says what a request's
+head must be, `compressed.py` unpacks bodies, `cors.py` and `probes.py` answer by themselves. `crowd.py` decides who may connect;
+`secure.py` accepts where TLS is spoken, with the `certificate.py` of the moment."""

@@ -247,8 +247,6 @@ class ClientConnection(asyncio.Protocol):
         if self._headers:
             self._headers = {}
         close = not self._parser.should_keep_alive()
-        if close:
-            self._refused = True  # it was the last one
         if self._exchange is None and not self._waiting:
             self._start(exchange, close)
         else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 64 * 1024
 
-Payload = bytes | tuple[bytes, ...]
+Payload = bytes | tuple[bytes | memoryview, ...]
 """A request's bytes, in as many pieces as they are at hand."""
 
 

@@ -127,7 +127,7 @@ class Pool:
                 record.trace_flags,
                 exchange.tracestate,
                 before,
-                b"" if large else body,
+                b"" if large else bytes(body),
             )
         )
         return (head_and_body, body) if large else head_and_body

@@ -71,6 +71,7 @@ def prepare_generation(body: bytes, request: GenerationRequest, kind: str) -> Up
     terms = Terms(cut_usage=True, drop_usage_chunk=not asked, move_fingerprint=vllm and not asked, n=n)
     wanted = _EVERY_CHUNK if vllm else _AT_THE_END
     if not len(said):
-        return Upstream(with_stream_options(body, wanted), terms)
+        before, rest = with_stream_options(body, wanted)
+        return Upstream(rest, terms, before=before)
     rewritten = with_more_stream_options(body, wanted, options)
     return Upstream(body, Terms(n=n)) if rewritten is None else Upstream(rewritten, terms)

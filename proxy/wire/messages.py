@@ -108,7 +108,7 @@ class MessagesObserver(EventObserver):
         elif name == "message_start":
             said = _read(event).message
             usage = read_message_usage(bytes(said.usage)) if said is not None else None
-            self._input = usage.prompt_tokens if usage is not None else None
+            self._input = usage.prompt_tokens if usage is not None else self._input
         elif name == "error":
             error = bytes(_read(event).error) or b"{}"
             return self._failed(event, error, b'{"type":"error","error":%b}' % error)

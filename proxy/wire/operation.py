@@ -31,11 +31,15 @@ _AS_IT_COMES = Terms()
 class Upstream(Struct, frozen=True, gc=False):
     """What goes to an engine for a request, and what was agreed about its stream."""
 
-    body: bytes
+    body: bytes | memoryview
     terms: Terms = _AS_IT_COMES
     content_type: bytes = JSON
     before: bytes = b""
     """What goes before the body: a large one isn't copied to add something to it."""
+
+    @property
+    def whole(self) -> bytes:
+        return b"".join((self.before, self.body))
 
 
 class Watch(Protocol):

@@ -326,6 +326,7 @@ HARMLESS: Final = [
         ("cookies", ("Cookie: a=SMUGGLED", "Proxy-Authorization: Basic SMUGGLED")),
         ("two traces", ("traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01", "traceparent: 00-SMUGGLED")),
         ("a trace that is none", ("traceparent: 00-SMUGGLED", "tracestate: a=SMUGGLED")),
+        ("a trace's state that is none", ("traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01", b"tracestate: a=\xffSMUGGLED")),
         ("bytes that aren't ASCII", (b"X-A: \xff\xfeSMUGGLED", b"User-Agent: \xffSMUGGLED")),
         ("a length with zeros before it", ("Content-Length: " + "0" * 5000 + str(len(body(b"u"))),)),
         ("another method in a field", ("X-HTTP-Method-Override: DELETE", "X-Original-URL: /metrics", "X-Rewrite-URL: /metrics")),

@@ -157,7 +157,7 @@ def test_a_name_with_a_line_break_is_a_name(worker: StartWorker, vllm: ScriptedV
 def test_a_second_trace_makes_both_void(worker: StartWorker, vllm: ScriptedVLLM) -> None:
     # failure 31
     running = worker(vllm.url)
-    first, second = (f"traceparent: 00-{digit * 32}-{digit * 16}-01" for digit in "ab")
+    first, second = f"traceparent: 01-{'a' * 32}-{'a' * 16}-01-more", f"traceparent: 00-{'b' * 32}-{'b' * 16}-01"
     body = json.dumps(chat({"tokens": 2})).encode()
     for fields in ((first,), (first, second)):
         with WireClient(running.url) as client:

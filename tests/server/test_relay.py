@@ -164,7 +164,9 @@ def test_an_engine_may_have_a_path_and_a_key(worker: StartWorker, vllm: Scripted
     assert received.header("authorization") == "Bearer the-engines"
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/health/", "/sleep", "/v1/load_lora_adapter", "/tokenizer_info", "/docs", "/v1/chat"])
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/health/", "/sleep", "/v1/load_lora_adapter", "/tokenizer_info", "/docs", "/v1/chat"]
+)
 def test_what_an_engine_has_besides_the_api_is_out_of_reach(shared: Worker, shared_vllm: ScriptedVLLM, path: str) -> None:
     before = len(shared_vllm.requests)
     for body in (None, chat()):

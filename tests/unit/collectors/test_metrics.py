@@ -222,10 +222,12 @@ def test_of_several_workers_counts_are_summed_and_the_worst_delay_shows() -> Non
     )
     two = Heartbeat("b", DAY, 4, {"gpu-0": 4}, 20, 7 * MS, DAY - 10 * NANO, draining=True, journal_full=True)
     two.certificate_expiry_unix_s = 1_700_000_000
+    one.tasks, two.tasks = 4, 3
     gone = Heartbeat("c", DAY - 99 * NANO, 9, {"gpu-0": 9}, 9, 99 * MS, 1, draining=True, alive=False)
     now = gauges(View(DAY, "", ["gpu-0", "gpu-1", "gpu-2"], [one, two, gone]))
     assert now["workers"] == {(): 2}
     assert now["workers_draining"] == {(): 1}
+    assert now["worker_tasks"] == {(): 7}
     assert now["requests_in_flight"] == {(): 7}
     assert now["backend_requests_in_flight"] == {("gpu-0",): 6, ("gpu-1",): 1, ("gpu-2",): 0}
     assert now["connections"] == {(): 30}

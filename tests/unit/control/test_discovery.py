@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,7 @@ from proxy.control.discovery import (
 from proxy.settings import BackendSettings
 from proxy.snapshot import Backend
 from tests.support.scripted_vllm import ScriptedVLLM
+from tests.support.tls import CA, OTHER_CA, server_context
 
 # -- where --
 
@@ -39,12 +42,15 @@ from tests.support.scripted_vllm import ScriptedVLLM
         ("http://gpu:8000/llm/v1", "gpu", 8000, "/llm", "http://gpu:8000/llm"),
         ("http://gpu:8000/llm", "gpu", 8000, "/llm", "http://gpu:8000/llm"),
         ("http://[::1]:8000", "::1", 8000, "", "http://[::1]:8000"),
+        ("https://gpu/llm/v1", "gpu", 443, "/llm", "https://gpu:443/llm"),
+        ("https://[::1]:8443", "::1", 8443, "", "https://[::1]:8443"),
     ],
 )
 def test_a_url_with_and_without_v1(url: str, host: str, port: int, base_path: str, root: str) -> None:
     backend = address_of(BackendSettings(url=url), "b")
     assert (backend.host, backend.port, backend.base_path) == (host, port, base_path)
     assert url_of(backend) == root
+    assert backend.tls == url.startswith("https")
 
 
 # -- what --
@@ -160,6 +166,34 @@ def test_a_vllm() -> None:
     assert json.loads(answer.cards["smollm2"])["id"] == "smollm2"
     assert max_model_len(answer.cards["smollm2"]) == 1024
     assert version is not None
+
+
+def ask_over_tls(ca_file: Path, certificate: str = "server") -> Answer:
+    async def run() -> Answer:
+        with ScriptedVLLM(tls=server_context(certificate)) as vllm:
+            backend = address_of(BackendSettings(url=vllm.url, ca_file=str(ca_file)), "b")
+            async with new_client(20, backend.ca_file) as client:
+                return await ask(client, backend, 20)
+
+    return asyncio.run(run())
+
+
+def test_a_vllm_that_speaks_tls() -> None:
+    assert ask_over_tls(CA).kind == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("certificate", "ca_file", "reason"),
+    [
+        ("expired", CA, "certificate has expired"),
+        ("elsewhere", CA, "certificate is not valid for '127.0.0.1'"),
+        ("server", OTHER_CA, "unable to get local issuer certificate"),
+        ("server", Path("/nowhere.pem"), "ca_file: /nowhere.pem: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_trusted_is_not_asked(certificate: str, ca_file: Path, reason: str) -> None:
+    with pytest.raises(DiscoveryError, match=re.escape(reason)):
+        ask_over_tls(ca_file, certificate)
 
 
 def test_a_good_answer_and_a_bare_request() -> None:

@@ -74,6 +74,7 @@ class Journals(RuleBasedStateMachine):
         start = journal.position[1]
         torn = frame(closing(make_record(999_999)))[: data.draw(st.integers(0, 200))]
         torn = torn[: max(0, SEGMENT_BYTES - start)]
+        assert journal._current is not None
         journal._current.map[start : start + len(torn)] = torn
         self._end(writer)
 

@@ -312,6 +312,10 @@ def test_a_head_can_be_anything(vllm: ScriptedVLLM) -> None:
     with WireClient(vllm.url) as client:
         client.send(request(CHAT, chat_body(raw="HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nx")))
         assert client.socket.recv(1000).endswith(b"Content-Length: -1\r\n\r\nx")
+        assert client.socket.recv(1) == b""
+    with WireClient(vllm.url) as client:
+        client.send(request(CHAT, chat_body(raw="HTTP/1.1 204 No Content\r\n\r\n", raw_closes=False)))
+        assert [client.read().status, client.ask("/health").status] == [204, 200]
 
 
 # --- breaking --------------------------------------------------------------------------------------------------------

@@ -150,6 +150,14 @@ def test_an_error_event_of_responses() -> None:  # failure 6
     assert json.loads(observer.error_event or b"")["code"] == "server_error"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_after_something_has_gone_out_is_an_event(kind: str) -> None:  # failure 6
+    error = _event("error", code="server_error", error={"type": "internal_error"})
+    observer, _, out = watch(kind, b": keep-alive\n\n", error)
+    assert out == b": keep-alive\n\n" + error
+    assert (observer.first_error, observer.error_event is None) == (None, False)
+
+
 def test_a_failed_response_has_an_end_and_an_error() -> None:
     failed = _event(
         "response.failed",
@@ -195,6 +203,22 @@ def test_messages_count_what_was_cached_apart(
     observer.settle()
     assert (record.input_tokens, record.cached_tokens, record.output_tokens) == counts
     assert record.usage_source == UsageSource.ENGINE
+
+
+def test_what_messages_said_at_the_beginning_holds_until_they_say_otherwise() -> None:
+    start, nothing = (
+        _event("message_start", message={"usage": {"input_tokens": 30}}),
+        _event("message_start", message={"usage": {}}),
+    )
+    observer, record, _ = watch("messages", start, nothing)
+    observer.settle()
+    assert record.input_tokens == 30
+    observer, record, _ = watch("messages", _event("content_block_delta", delta={"type": "text_delta", "text": "a"}))
+    observer.settle()
+    observer.feed(_event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 3}), 1)
+    assert (record.input_tokens, record.output_tokens, record.usage_source) == (0, 3, UsageSource.ENGINE), (
+        "an estimate is no count"
+    )
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"output_tokens": -1}, {"output_tokens": "x"}, {"output_tokens": 1.5}, 7])

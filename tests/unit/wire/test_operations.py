@@ -172,8 +172,8 @@ LAST = b'"stream_options":{"include_usage":true}'
 def prepare(said: bytes, kind: str) -> tuple[bytes, Terms]:
     body = b'{"model":"m"%b}' % (b"," + said if said else b"")
     upstream = chat.OPERATION.prepare(body, chat.OPERATION.read(body, blank(), JSON), kind)
-    assert upstream == Upstream(upstream.body, upstream.terms)
-    return upstream.body, upstream.terms
+    assert upstream == Upstream(upstream.body, upstream.terms, before=upstream.before)
+    return upstream.whole, upstream.terms
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai"])

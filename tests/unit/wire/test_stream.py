@@ -200,7 +200,7 @@ def straight_and_through(body: dict[str, Any], script: Script, chat: bool, place
     data = json.dumps(body).encode()
     record = blank()
     upstream = operation.prepare(data, operation.read(data, record, JSON), "vllm")
-    reads = cut(engine(upstream.body, script, chat=chat), places)
+    reads = cut(engine(upstream.whole, script, chat=chat), places)
     return engine(data, script, chat=chat), watch(reads, upstream.terms, choices=record.choices, known=FINGERPRINT)
 
 
@@ -265,7 +265,7 @@ def test_any_stream_of_a_vllm(
 def test_choices_that_broke_off_have_each_its_own_count(stop: int) -> None:  # failure 18
     script = Script(pieces=(("a", "b", "c"), ("d", "e"), ("f",)), order=(0, 1, 2, 0, 1, 0), finish="length")
     upstream = CHAT.prepare(b'{"model":"m","stream":true,"n":3,"messages":[{"role":"user","content":"x"}]}', _request(3), "vllm")
-    blocks = [block + b"\n\n" for block in engine(upstream.body, script).split(b"\n\n") if block][:stop]
+    blocks = [block + b"\n\n" for block in engine(upstream.whole, script).split(b"\n\n") if block][:stop]
     watched = watch(blocks, upstream.terms, choices=3, known=FINGERPRINT)
     assert watched.tokens == (31, min(max(0, stop - 3), 6), UsageSource.ENGINE)
 
@@ -274,7 +274,7 @@ def test_prompts_of_a_batch_that_broke_off_count_each_once() -> None:
     record = blank()
     data = b'{"model":"m","stream":true,"n":2,"prompt":["one","two three"]}'
     upstream = COMPLETIONS.prepare(data, COMPLETIONS.read(data, record, JSON), "vllm")
-    blocks = [block + b"\n\n" for block in engine(upstream.body, Script(tokens=5), chat=False).split(b"\n\n") if block][:8]
+    blocks = [block + b"\n\n" for block in engine(upstream.whole, Script(tokens=5), chat=False).split(b"\n\n") if block][:8]
     assert watch(blocks, upstream.terms, choices=record.choices).tokens == (3, 8, UsageSource.ENGINE)
 
 
@@ -289,6 +289,20 @@ def test_a_fingerprint_is_learnt_for_streams_of_several_choices() -> None:
     client = watch(reads, choices=2, known=learnt).client
     assert client.count(b'"system_fingerprint":"fp_7"') == 2
     assert b'"usage"' not in client
+
+
+def test_a_fingerprint_is_put_on_the_event_that_ended_the_choice_and_once() -> None:
+    first, last = totals(1, 1, system_fingerprint="fp_7"), totals(2, 2, system_fingerprint="fp_8")
+    watched = watch([said(finish="stop"), b": {a comment}\n\n", first, last, DONE])
+    assert watched.client == said(finish="stop", system_fingerprint="fp_7") + b": {a comment}\n\n" + DONE
+    assert watched.tokens == (2, 2, UsageSource.ENGINE)
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_where_the_engine_has_written_its_fingerprint_it_is(choices: int) -> None:
+    ends = [said(finish="stop", index=index, system_fingerprint="fp_7") for index in range(choices)]
+    client = watch([*ends, totals(1, 1, system_fingerprint="fp_7"), DONE], choices=choices, known=FINGERPRINT).client
+    assert client == b"".join(ends) + DONE
 
 
 # --- what is withheld --------------------------------------------------------------------------------------------------
@@ -492,6 +506,41 @@ def test_an_estimate_gives_way_to_a_count() -> None:
     assert (record.output_tokens, record.usage_source) == (3, UsageSource.ENGINE)
 
 
+def test_what_was_known_before_is_not_mixed_with_what_is_known_now() -> None:
+    """A progress record in between changes nothing of the closing one."""
+    details = {"prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens_details": {"reasoning_tokens": 3}}
+    reads = [
+        said("a", usage={"prompt_tokens": 5, "completion_tokens": 4, **details}),
+        said("b", usage={"completion_tokens": 1}),
+    ]
+    record = blank()
+    observer = StreamObserver(record, INJECTED, limit=LIMIT)
+    for number, data in enumerate(reads, 1):
+        observer.feed(data, 10 * number)
+        observer.settle()
+    assert record == watch(reads).record
+    assert (record.input_tokens, record.cached_tokens, record.output_tokens, record.reasoning_tokens) == (0, 0, 1, 0)
+
+
+def test_counts_of_several_choices_are_what_a_record_can_hold() -> None:
+    usage = {"prompt_tokens": 2**63 - 1, "completion_tokens": 2**63 - 1}
+    reads = [said("a", index=index, usage=usage) for index in (0, 1, 2, 7, -1)]
+    assert watch(reads, choices=3).tokens == (2**63 - 1, 2**63 - 1, UsageSource.ENGINE)
+    odd = said("a", index=7, usage={"prompt_tokens": 1, "completion_tokens": 1})
+    assert watch([odd], choices=3).tokens == (100, 1, UsageSource.ESTIMATED)
+
+
+def test_an_engine_that_goes_on_ending_fills_no_record() -> None:
+    record = watch([said(finish="s" * 3000), *[said(finish="stop")] * 500, DONE], choices=2).record
+    assert record.finish_reasons == ["s" * 64, "stop"]
+
+
+def test_a_usage_of_many_objects_takes_linear_time() -> None:
+    """In quadratic time it would take many minutes, and the test would be ended."""
+    reads = [b'data: {"choices":[{}],"usage":{%b}}\n\n' % b",".join([b'"a":{}'] * 600_000)]
+    assert watch(reads, limit=1 << 24).client == b'data: {"choices":[{}]}\n\n'
+
+
 def test_reasoning_counts_of_single_chunks_are_kept() -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 2}}
     watched = watch([said("a", usage=usage)])
@@ -546,9 +595,9 @@ def test_an_error_first_of_all_is_no_event() -> None:  # failure 6
     assert watched.observer.done
 
 
-@pytest.mark.parametrize("before", [said(), b": comment\n\n", b"data: odd\n\n", event(choices=[])])
+@pytest.mark.parametrize("before", [said(), b": comment\n\n", b"data: odd\n\n", event(choices=[]), totals(1, 0)])
 def test_an_error_later_passes(before: bytes) -> None:  # failure 6
-    watched = watch([before, ERROR, DONE])
+    watched = watch([before, ERROR, DONE], Terms())
     assert watched.client == before + ERROR + DONE
     assert watched.observer.first_error is None
     assert watched.observer.error_event == b'{"message": "out of memory", "code": 500}'

@@ -7,7 +7,15 @@ import json
 import pytest
 
 from proxy.exchange import EngineTimings, Record, UsageSource
-from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_usage
+from proxy.wire.usage import (
+    Usage,
+    read_engine_timings,
+    read_message_usage,
+    read_response_usage,
+    read_usage,
+    write_finish_reason,
+    write_usage,
+)
 
 
 def blank() -> Record:
@@ -47,9 +55,23 @@ def test_what_counts_and_what_is_unknown(said: object, counts: tuple[int | None,
     assert read(said) == counts
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"nope", b'{"prompt_tokens":1e999}', b"\xff"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"nope",
+        b'{"prompt_tokens":1e999}',
+        b"\xff",
+        b'{"\x80":1,"completion_tokens":true}',
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    ],
+)
 def test_what_is_no_json_says_nothing(raw: bytes) -> None:
     assert read_usage(raw) is None
+    assert read_response_usage(raw) is None
+    assert read_message_usage(raw) is None
+    assert read_engine_timings(raw, None) in (None, EngineTimings())
 
 
 def test_a_zero_is_written() -> None:  # failure 16
@@ -82,6 +104,24 @@ def test_reasoning_is_part_of_output(reasoning: int | None, kept: int) -> None:
     assert usage is not None
     write_usage(usage, record)
     assert record.reasoning_tokens == kept
+
+
+def test_parts_are_never_more_than_the_whole_that_was_said_last() -> None:
+    record = blank()
+    said = {"prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens_details": {"reasoning_tokens": 3}}
+    usage = read_usage(json.dumps({"prompt_tokens": 5, "completion_tokens": 4, **said}).encode())
+    assert usage is not None
+    write_usage(usage, record)
+    write_usage(Usage(2, 1), record)
+    assert (record.input_tokens, record.cached_tokens, record.output_tokens, record.reasoning_tokens) == (2, 2, 1, 1)
+
+
+def test_of_each_choice_one_finish_reason_is_kept_and_not_all_of_a_long_one() -> None:
+    record = blank()
+    record.choices = 2
+    for reason in ("", None, "s" * 5000, "stop", "length"):
+        write_finish_reason(reason, record)
+    assert record.finish_reasons == ["s" * 64, "stop"]
 
 
 def test_details_of_another_shape_are_unknown() -> None:
