@@ -126,6 +126,9 @@ class Pipeline:
     # -- ends --
 
     def _fail(self, exchange: Exchange, reply: Reply, error: ProxyError) -> None:
+        # An error knows the frames that it passed, and those know the exchange that keeps it: only the garbage collector could
+        # free them, and what is old when it becomes garbage is looked at about once a day.
+        error.__traceback__ = error.__context__ = None
         call = exchange.call
         if isinstance(error, ClientGone) and call is not None and call.answered:
             reply.broken = True  # every choice had ended: the client has what it wanted

@@ -152,10 +152,11 @@ class ClientConnection(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         if self._refused:
             return
+        offered = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._read_again(data[upgrade.args[0] :])
+            offered = upgrade.args[0]
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, ProxyError):
@@ -163,10 +164,13 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequest(f"The request isn't valid HTTP/1.1: {error}."))
+        if offered is not None:  # here, because what is raised above has that exception for its context, and not its cause
+            self._read_again(data[offered:])
         if self._reading:
             self._bound_barren(len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        del self._parser  # they know each other; without this only the garbage collector could free them
         self._server.left(self)
         self._waiting.clear()
         if self._reply is not None:

@@ -94,6 +94,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(UpstreamMalformed("The engine's answer has too large a head."))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        del self._parser  # they know each other; without this only the garbage collector could free them
         self.closed = True
         self._pool.forget(self)
         call, self.call = self.call, None
@@ -115,7 +116,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        head = self._head
+        head = self._head.lstrip(b"\r\n")  # the parser passes over empty lines before an answer
         end = head.find(b"\r\n\r\n")
         if end < 0:
             raise UpstreamMalformed("The engine's answer has a head without an end.")

@@ -261,6 +261,11 @@ AFTER: Final = [
         closed=False,
     ),
     Hostile(
+        "chunks of a request for nothing that offers a web socket",
+        post("Connection: Upgrade", "Upgrade: websocket", "Transfer-Encoding: chunked", data=chunks(SECOND), path="/v1/nothing"),
+        (404,),
+    ),
+    Hostile(
         "a request in the body of a GET",
         get(b"/v1/chat/completions")[:-2] + b"Content-Length: %d\r\n\r\n%b" % (len(SECOND), SECOND),
         (405,),

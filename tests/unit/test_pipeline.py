@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic_ns
 from typing import Any
 
+import httptools
 import pytest
 
 from proxy.errors import Outcome, ShuttingDown
-from proxy.exchange import UsageSource
+from proxy.exchange import Exchange, UsageSource
+from proxy.flow import Flow
 from proxy.journal import JournalFull
+from proxy.relay.call import Call
 from proxy.relay.connection import UpstreamConnection
 from proxy.relay.pool import Pool
+from proxy.reply import Reply
 from tests.support.plane import KEY, Engine, Plane
 from tests.support.scripted_vllm import captured
 from tests.support.wire_client import request
@@ -72,6 +78,14 @@ def test_the_record_is_there_before_the_last_byte_goes(plane: Plane, stream: boo
 
 def _usage(count: int) -> bytes:
     return b',"usage":{"prompt_tokens":7,"completion_tokens":%d}' % count
+
+
+@pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n\r\n\r\n"])
+def test_empty_lines_before_an_answer_are_none_of_its_head(plane: Plane, before: bytes) -> None:  # failure 24
+    client, engine = plane.client(), plane.engine()
+    client.says(ask())
+    engine.says(before + whole(b"{}"))
+    assert client.heard.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
 
 
 def test_the_end_of_a_stream_waits_for_done(plane: Plane) -> None:
@@ -412,3 +426,43 @@ def test_two_answers_at_once_are_one_answer_and_a_broken_connection(plane: Plane
     plane.engine()
     client.says(ask())
     assert b"second" not in client.heard
+
+
+def _leave(plane: Plane) -> None:
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    engine.says(HEAD)
+    client.leaves()
+    engine.dies()
+
+
+def _fail_in_mid_stream(plane: Plane) -> None:
+    client, engine = plane.client(), plane.engine()
+    client.says(ask(stream=True))
+    engine.says(HEAD)
+    engine.dies()
+    client.leaves()
+
+
+def _be_refused(plane: Plane) -> None:
+    client = plane.client()
+    client.says(ask(model="nowhere"))
+    client.leaves()
+
+
+@pytest.mark.parametrize("happens", [_leave, _fail_in_mid_stream, _be_refused])
+def test_what_has_ended_is_freed_without_the_garbage_collector(
+    plane: Plane, happens: Callable[[Plane], None]
+) -> None:  # failure 19
+    kinds = (Exchange, Reply, Flow, Call, httptools.HttpRequestParser, httptools.HttpResponseParser)
+    happens(plane)  # what is learnt once stays
+    gc.collect()
+    gc.disable()
+    try:
+        before = Counter(type(each) for each in gc.get_objects())
+        for _ in range(5):
+            happens(plane)
+        after = Counter(type(each) for each in gc.get_objects())
+        assert [kind for kind in kinds if after[kind] > before[kind]] == []
+    finally:
+        gc.enable()
