@@ -7,18 +7,20 @@ STAMPS := $(VENV)/.stamps
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-long test-engine bench lint check lock prices dashboards clean environment
+.PHONY: help up test test-long test-engine fuzz soak bench lint check lock prices dashboards clean environment
 
 help:
 	@echo 'make up          start the proxy; with no backend configured also two engines with a small model, and Phoenix'
 	@echo 'make test        the tests that run in minutes       make test-long   the full-length ones (over an hour)'
 	@echo 'make test-engine the tests with a real vLLM on CPUs, which is installed outside the tree on first use (2.4 GB)'
+	@echo 'make fuzz        search for inputs that break something, 3 minutes long (ARGS="--minutes 600": a night)'
+	@echo 'make soak        20 minutes of load and disturbances: does anything grow, is every row right? (ARGS="--minutes 2")'
 	@echo 'make lint        ruff, mypy, import-linter           make check       lint + test'
 	@echo 'make bench       side-by-side measurements           make lock        renew the lock files (ARGS=--upgrade)'
 	@echo 'make prices      renew the price list from litellm (ARGS=1.109.1: from this version)'
 	@echo 'make dashboards  write the Grafana dashboards anew from their sources'
 	@echo 'make clean       remove what was built; data in .glasshouse stays'
-	@echo 'ARGS="..." is handed to the command behind up, test, test-long, test-engine, bench, lock and prices.'
+	@echo 'ARGS="..." is handed to the command behind up, test, test-long, test-engine, fuzz, soak, bench, lock and prices.'
 
 up: $(STAMPS)/runtime
 	$(BIN)/glasshouse up $(ARGS)
@@ -32,6 +34,12 @@ test-long: $(STAMPS)/dev
 test-engine: $(STAMPS)/dev
 	$(BIN)/python -m tests.engine
 	$(BIN)/pytest -m engine $(ARGS)
+
+fuzz: $(STAMPS)/dev
+	$(BIN)/pytest tests/fuzz --minutes 3 $(ARGS)
+
+soak: $(STAMPS)/dev
+	$(BIN)/python -m tests.soak $(ARGS)
 
 bench: $(STAMPS)/dev
 	$(BIN)/pytest -m bench $(ARGS)

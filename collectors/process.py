@@ -31,6 +31,7 @@ from collectors.records.prometheus import Exposed, MetricsSink
 from collectors.records.sinks import Sink
 from proxy import __version__
 from proxy.journal import Heartbeat, Tail, read_heartbeats, remove_heartbeat
+from proxy.last_reload import LastReload
 from proxy.settings import Settings, address
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Collector:
         sinks: list[Sink] = [ledger, self._metrics, *([self._spans] if self._spans is not None else [])]
         self._followers = [Follower(self._tail, sink) for sink in sinks]
         self._beats: list[Heartbeat] = []
+        self._last_reload: LastReload | None = None
         self._looking = threading.Lock()
         self._stop = threading.Event()
         registry = CollectorRegistry()
@@ -151,8 +153,13 @@ class Collector:
 
     # -- for a scrape --
 
+    def _look_at_last_reload(self) -> None:
+        path = self._settings.last_reload_path
+        self._last_reload = LastReload.read(path) if path.exists() else None
+
     def look(self) -> View:
         self._guard(self._look_at_workers)
+        self._guard(self._look_at_last_reload)
         beats = self._beats
         written = {beat.incarnation: (beat.segment, beat.segment_position) for beat in beats}
         now = time.monotonic()
@@ -165,4 +172,5 @@ class Collector:
             spans=self._spans.counts() if self._spans is not None else None,
             damaged_segments=len(self._tail.damaged()),
             set_aside_records=sum(1 for _ in self._unstored.glob("*.record")),
+            last_reload=self._last_reload,
         )

@@ -186,6 +186,7 @@ class Worker:
                 draining=self._server.draining,
                 unaccepted=self._pipeline.unaccepted,
                 certificate_expiry_unix_s=certificate.expires_unix_s if certificate is not None else 0,
+                tasks=len(asyncio.all_tasks()),
             )
         )
 

@@ -83,6 +83,7 @@ class Follower:
             self._position = self.sink.load()
         batch = self._tail.poll(self._position)
         if batch.records or batch.checkpoint.done != self._position.done:
+            self._caught_up = False  # there is more than the sink has, however long it now takes over it
             self.sink.write(batch)
         self._position = batch.checkpoint
         for reason in batch.corrupt:

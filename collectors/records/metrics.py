@@ -446,6 +446,12 @@ GAUGES: tuple[Gauge, ...] = (
         lambda view: [((), sum(beat.draining for beat in view.living))],
     ),
     Gauge(
+        "glasshouse_worker_tasks",
+        "Asyncio tasks of the workers. Connecting is one, a request is none: it doesn't grow with the load.",
+        (),
+        lambda view: [((), sum(beat.tasks for beat in view.living))],
+    ),
+    Gauge(
         "glasshouse_requests_in_flight",
         "Accepted requests that have not ended.",
         (),

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +44,9 @@ FLUSH_SECONDS = 5.0
 MAX_SPANS_PER_SECOND = 500
 """Phoenix accepts at once and stores later, about a hundred spans a second on SQLite: sending all we can would only fill its
 memory and use up the host's cores. Four times what it stores leaves room for better machines."""
+
+MAX_EXPORT_BYTES = 4 * 1024 * 1024
+"""Of spans in one request, unless a single trace is larger: the limit of OTLP receivers over gRPC, and a sensible one for any."""
 
 EXPORT_TIMEOUT = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.25, 5.0
@@ -98,10 +101,10 @@ class TraceQueue:
         """What was taken is done with."""
         self._taken = []
 
-    def give_back(self) -> list[Record]:
-        """What was taken waits again → those that have to make room."""
-        self._waiting.extendleft(reversed(self._taken))
-        self._taken = []
+    def give_back(self, keep: int = 0) -> list[Record]:
+        """What was taken, but for the first `keep`, waits again → those that have to make room."""
+        self._waiting.extendleft(reversed(self._taken[keep:]))
+        del self._taken[keep:]
         return self._make_room()
 
     def _make_room(self) -> list[Record]:
@@ -115,6 +118,10 @@ class TraceQueue:
         while self._marks and self._marks[0][0] < low:
             passed = self._marks.popleft()[1]
         return passed
+
+
+def _spans(records: Iterable[Record]) -> int:
+    return sum(map(count_spans, records))
 
 
 # -- the wire --
@@ -136,6 +143,8 @@ class Exporter:
 
     def __init__(self, settings: PhoenixSettings, wire: Wire) -> None:
         self.wire = wire
+        self.rejected = 0
+        """Of the spans that were taken last, those that the receiver says it will not keep."""
         self._resource = resource(settings.project)
         self._otlp = OTLPSpanExporter(endpoint=f"{base_url(settings)}/v1/traces", timeout=EXPORT_TIMEOUT, session=wire)
 
@@ -146,12 +155,22 @@ class Exporter:
     def send(self, spans: Sequence[ReadableSpan]) -> _Sent:
         self.wire.forget()
         if self._otlp.export(spans) is SpanExportResult.SUCCESS:
-            return _Sent.TAKEN
+            rejected = self.wire.rejected_spans()
+            self.rejected = rejected or 0
+            return _Sent.TAKEN if rejected is not None else _Sent.NOT_NOW
         refused = self.wire.status in _REFUSALS or self.wire.status is None  # None: it couldn't even be encoded
         return _Sent.NEVER if refused else _Sent.NOT_NOW
 
     def close(self) -> None:
         self._otlp.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _size(span: ReadableSpan) -> int:
+    """About how many bytes it is on the wire."""
+    return sum(_FIELD_BYTES + len(str(value).encode(errors="replace")) for value in (span.attributes or {}).values())
+
+
+_FIELD_BYTES = 64
 
 
 # -- the sink --
@@ -226,8 +245,8 @@ class SpansSink:
         with self._condition:
             sampled = [record for record in batch.records if is_sampled(record)]
             if len(sampled) < len(batch.records):
-                self._drop("unsampled", [record for record in batch.records if not is_sampled(record)])
-            self._drop("full", self._queue.put(sampled, batch.checkpoint))
+                self._drop("unsampled", _spans(record for record in batch.records if not is_sampled(record)))
+            self._drop("full", _spans(self._queue.put(sampled, batch.checkpoint)))
             self._pass()
             self._condition.notify()
 
@@ -259,9 +278,8 @@ class SpansSink:
 
     # -- under the lock --
 
-    def _drop(self, reason: str, records: Sequence[Record]) -> None:
-        if records:
-            spans = sum(count_spans(record) for record in records)
+    def _drop(self, reason: str, spans: int) -> None:
+        if spans:
             self._saved.dropped[reason] = self._saved.dropped.get(reason, 0) + spans
             self._dirty = True
 
@@ -318,7 +336,7 @@ class SpansSink:
         return self._export(records)
 
     def _export(self, records: list[Record]) -> float:
-        spans = self._build(records)
+        spans, records = self._load(records)
         sent = self._exporter.send(spans) if spans else _Sent.TAKEN
         if sent is _Sent.NEVER and len(records) > 1:
             sent = self._one_by_one(records)
@@ -337,10 +355,23 @@ class SpansSink:
         self._paced_until = time.monotonic() + len(spans) / MAX_SPANS_PER_SECOND
         return 0.0
 
+    def _load(self, records: list[Record]) -> tuple[list[ReadableSpan], list[Record]]:
+        """As many traces as go into one request → their spans, and they; the others wait again."""
+        spans: list[ReadableSpan] = []
+        size = 0
+        for number, record in enumerate(records):
+            built = self._build(record)
+            size += sum(map(_size, built))
+            if spans and size > MAX_EXPORT_BYTES:
+                self._give_back(number)
+                return spans, records[:number]
+            spans += built
+        return spans, records
+
     def _one_by_one(self, records: list[Record]) -> _Sent:
         """One trace that is refused must not take its neighbours with it."""
         for record in records:
-            spans = self._build([record])
+            spans = self._build(record)
             sent = self._exporter.send(spans) if spans else _Sent.TAKEN
             if sent is _Sent.NOT_NOW:
                 return sent  # those that went already go again, and are the same spans
@@ -350,15 +381,13 @@ class SpansSink:
                 self._count(len(spans))
         return _Sent.TAKEN
 
-    def _build(self, records: Sequence[Record]) -> list[ReadableSpan]:
-        spans: list[ReadableSpan] = []
-        for record in records:
-            try:
-                spans += self._exporter.build(record, self._captured)
-            except Exception:
-                log.exception("a bug kept a trace from being built", extra={"request_id": record.hex_id})
-                self._refused([record])
-        return spans
+    def _build(self, record: Record) -> list[ReadableSpan]:
+        try:
+            return self._exporter.build(record, self._captured)
+        except Exception:
+            log.exception("a bug kept a trace from being built", extra={"request_id": record.hex_id})
+            self._refused([record])
+            return []
 
     def _sync(self, models: set[str]) -> bool:
         """See to the prices of `models`; False if Phoenix can't be reached."""
@@ -376,19 +405,20 @@ class SpansSink:
             self._reached()
         return True
 
-    def _give_back(self) -> None:
+    def _give_back(self, keep: int = 0) -> None:
         with self._condition:
-            self._drop("full", self._queue.give_back())
+            self._drop("full", _spans(self._queue.give_back(keep)))
             self._pass()
 
     def _count(self, spans: int) -> None:
         with self._condition:
-            self._saved.exported += spans
+            self._saved.exported += spans - self._exporter.rejected
+            self._drop("refused", self._exporter.rejected)
             self._dirty = True
 
     def _refused(self, records: Sequence[Record]) -> None:
         with self._condition:
-            self._drop("refused", records)
+            self._drop("refused", _spans(records))
         ids = [record.hex_id for record in records]
         log.error("a trace was refused", extra={"request_ids": ids, "error": self._exporter.wire.said})
 

@@ -7,7 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import requests
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from proxy.settings import PhoenixSettings
 
@@ -36,16 +39,17 @@ class Wire(requests.Session):
         self.said = ""
         self.status: int | None = None
         """None: nothing was sent. 0: no answer."""
+        self._answer: requests.Response | None = None
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Raises NotNow, NotATarget."""
-        self.said, self.status = "", 0
+        self.said, self.status, self._answer = "", 0, None
         try:
             response = self._send(request, **kwargs)
         except requests.RequestException as error:
             self.said = type(error).__name__
             raise NotNow(self.said) from error
-        self.status, self.said = response.status_code, f"status {response.status_code}"
+        self.status, self.said, self._answer = response.status_code, f"status {response.status_code}", response
         if response.status_code == 429 or response.status_code >= 500:
             raise NotNow(self.said)
         if 300 <= response.status_code < 400 or response.headers.get("content-type", "").startswith("text/html"):
@@ -61,8 +65,23 @@ class Wire(requests.Session):
         except requests.ConnectionError:
             return super().send(request, **kwargs)
 
+    def rejected_spans(self) -> int | None:
+        """How many of the spans that were sent last will not be kept, as the receiver says; None if what it said is no answer to
+        spans, whatever its status. Source: OTLP 1.9, "OTLP/HTTP Response"."""
+        answer = self._answer
+        if answer is None or not answer.content:
+            return 0
+        try:
+            if answer.headers.get("content-type", "").startswith("application/json"):
+                msgspec.json.decode(answer.content, type=dict)  # not by the book, and not uncommon
+                return 0
+            return int(ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans)
+        except (DecodeError, msgspec.MsgspecError):
+            self.said += ", and no answer to what was asked"
+            return None
+
     def forget(self) -> None:
-        self.said, self.status = "", None
+        self.said, self.status, self._answer = "", None, None
 
 
 def base_url(settings: PhoenixSettings) -> str:

@@ -13,6 +13,10 @@ Names: `<incarnation>-<sequence>.seg`; a segment being prepared is `.next` and g
 is full ends in an END mark and is cut to its length. The lock of an incarnation's newest segment is what says that it lives:
 process ids mean nothing across containers.
 
+To the journal a disk is full while there is room left: the last of it belongs to the collector, which makes the journal shorter
+by storing it elsewhere. Of the segment that is there then, an eighth is kept for closing records whose openings are in the
+journal. What can't be kept is counted, and everything goes on by itself when there is room again.
+
 `segment.py` has the bytes (no clock, no asyncio), `writer.py` appends, `reader.py` follows, `content.py` is the frame of a
 captured prompt and answer (in a journal of their own, which is dropped first), `heartbeat.py` is the small live file beside them.
 """

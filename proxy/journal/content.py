@@ -26,4 +26,7 @@ def encode_content(identity: bytes, request: bytes, answer: bytes, limit: int) -
 
 def decode_content(payload: bytes) -> tuple[bytes, Content]:
     """(request id, content). Raises msgspec.MsgspecError."""
-    return payload[:16], _decoder.decode(payload[16:])
+    try:
+        return payload[:16], _decoder.decode(payload[16:])
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None

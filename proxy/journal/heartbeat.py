@@ -45,6 +45,8 @@ class Heartbeat(msgspec.Struct):
     """Requests that never were accepted, by error code: bad key, unknown path, too large, ..."""
     certificate_expiry_unix_s: int = 0
     """Of the listener's certificate; 0 = it has none."""
+    tasks: int = 0
+    """Of asyncio."""
     alive: bool = True
     """Set by the reader: False is the last word of a worker that has gone."""
 

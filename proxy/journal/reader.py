@@ -33,6 +33,8 @@ FIRST_READ_BYTES = 16 * 1024
 READ_BYTES = 1024 * 1024
 SEARCH_BYTES = 1024 * 1024
 """How far a whole frame is looked for after damage, zeros not counted."""
+CHECKED_BYTES = 256 * 1024 * 1024
+"""How many bytes are read meanwhile of what might be frames."""
 
 ABANDONED_SECONDS = 60.0
 """A segment that was being prepared, of an incarnation that has no other, and that nobody holds is left over after this time."""
@@ -54,7 +56,10 @@ class Checkpoint(msgspec.Struct, array_like=True):
     @classmethod
     def decode(cls, data: bytes) -> Checkpoint:
         """Raises msgspec.MsgspecError if `data` isn't a checkpoint."""
-        return msgspec.msgpack.decode(data, type=cls)
+        try:
+            return msgspec.msgpack.decode(data, type=cls)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from None
 
     def copy(self) -> Checkpoint:
         requests = {name: dict(ids) for name, ids in self.open.items()}
@@ -310,36 +315,29 @@ def read_frames(fd: int, position: int, size: int = READ_BYTES) -> tuple[list[by
 
 
 def _next_frame(fd: int, position: int) -> int | None:
-    """Where frames, or the END mark, come after `position`, where there is none; None if nothing more was written."""
+    """Where frames, or the END mark, come after `position`, where there is none; None if nothing more was written. Raises Corrupt
+    if there is a lot of something else."""
     size = os.fstat(fd).st_size
-    searched = 0
-    while position < size and searched < SEARCH_BYTES:
-        data = os.pread(fd, READ_BYTES, position)
-        skipped = len(data) - len(data.lstrip(b"\0"))
-        if skipped == len(data):
-            position += skipped
-            continue
-        start = max(0, skipped - FRAME_BYTES + 1)  # a frame's length may begin with zeros, in no other way
-        for offset in range(start, len(data)):
-            if _is_frame(fd, data, position, offset, size):
+    begin, searched, checked = position, 0, 0
+    while position < size:
+        data = os.pread(fd, READ_BYTES + FRAME_BYTES - 1, position)
+        zeros = len(data) - len(data.lstrip(b"\0"))
+        start = max(0, zeros - FRAME_BYTES + 1)  # a frame's length may begin with zeros, in no other way
+        for offset in range(start, min(READ_BYTES, len(data) - FRAME_BYTES + 1)):
+            if data.startswith(END_MARK, offset):
                 return position + offset
-        searched += len(data) - start
-        position += len(data)
+            length, _ = FRAME.unpack_from(data, offset)
+            if 0 < length <= min(MAX_FRAME_BYTES, size - position - offset - FRAME_BYTES):
+                checked += length
+                if checked > CHECKED_BYTES:
+                    break
+                if segment.parse(os.pread(fd, FRAME_BYTES + length, position + offset))[0]:
+                    return position + offset
+        searched += len(data) - zeros
+        if searched > SEARCH_BYTES or checked > CHECKED_BYTES:
+            raise segment.Corrupt(f"no frame at byte {begin}, nor soon after it")
+        position += READ_BYTES
     return None
-
-
-def _is_frame(fd: int, data: bytes, base: int, offset: int, size: int) -> bool:
-    head = data[offset : offset + FRAME_BYTES]
-    if len(head) < FRAME_BYTES:
-        head = os.pread(fd, FRAME_BYTES, base + offset)
-        if len(head) < FRAME_BYTES:
-            return False
-    length, _ = FRAME.unpack(head)
-    if head == END_MARK:
-        return True
-    if not 0 < length <= min(MAX_FRAME_BYTES, size - base - offset - FRAME_BYTES):
-        return False
-    return bool(segment.parse(os.pread(fd, FRAME_BYTES + length, base + offset))[0])
 
 
 def _is_cut_off(fd: int, position: int) -> bool:

@@ -9,6 +9,7 @@ All little-endian. A length of 0 means that nothing has been written there.
 
 from __future__ import annotations
 
+import errno
 import re
 import struct
 import zlib
@@ -25,6 +26,8 @@ FRAME_BYTES = FRAME.size
 END = 0xFFFFFFFF
 END_MARK = FRAME.pack(END, 0)
 MAX_FRAME_BYTES = 16 * 1024 * 1024
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a full disk says. Whoever runs on it waits for room; every other error of a disk is somebody's to mend."""
 
 INCARNATION_LENGTH = 24
 _NAME = re.compile(r"^(?P<incarnation>[0-9a-f]{24})-(?P<sequence>[0-9]{6})\.seg$")
@@ -78,7 +81,7 @@ def parse(data: bytes) -> tuple[list[bytes], int, bool]:
     position, size = 0, len(data)
     while position + FRAME_BYTES <= size:
         length, crc = FRAME.unpack_from(data, position)
-        if length == END:
+        if length == END and crc == 0:
             return payloads, position, True
         if length == 0 or length > MAX_FRAME_BYTES:
             break

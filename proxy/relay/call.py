@@ -3,6 +3,7 @@ the answer is complete, and interrupts it when the answer fails."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -43,6 +44,8 @@ class _ErrorAnswer(msgspec.Struct):
     error: _ErrorBody | None = None
 
 
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
+"""A code or a type as programs have them; anything else may be anything."""
 _error_answer = msgspec.json.Decoder(_ErrorAnswer)
 
 
@@ -207,7 +210,7 @@ class Call:
             self._finish_first_error(observer.first_error)
             return
         if observer.error_event is not None:
-            self._exchange.fail(_engine_error(b'{"error":%b}' % observer.error_event, self.status))
+            self._exchange.fail(self._engine_error(b'{"error":%b}' % observer.error_event, self.status))
         elif not observer.whole:
             self._leave()
             self.flush()
@@ -217,9 +220,9 @@ class Call:
 
     def _finish_first_error(self, body: bytes) -> None:
         """A 200 whose first event is an error: nothing has gone out yet, so the client gets a proper status."""
-        code = _engine_error(body, 0).error_code or ""
+        code = self._engine_error(body, 0).error_code or ""
         status = self.status = int(code) if code.isdecimal() and 400 <= int(code) <= 599 else 502
-        self._exchange.fail(_engine_error(body, status))
+        self._exchange.fail(self._engine_error(body, status))
         self._reply.replace_head(status)
         self._complete(body)
 
@@ -228,7 +231,7 @@ class Call:
         record.upstream_ended_ns = now_ns - self._origin_ns
         body = self._body
         if self.status >= 400:
-            self._exchange.fail(_engine_error(body, self.status))
+            self._exchange.fail(self._engine_error(body, self.status))
         else:
             if self._passing:
                 observe_end_of_answer(self._end_kept + body, record, self._operation.usage)
@@ -241,6 +244,19 @@ class Call:
             if not record.usage_source:
                 self._estimate(record, body)
         self._complete(self.pending + body)
+
+    def _engine_error(self, body: bytes, status: int) -> EngineFailed | EngineRefused:
+        """What the record keeps of an engine's error: whose fault it says it was, and which. Its words only where content is
+        captured: engines quote what they were asked."""
+        try:
+            said = _error_answer.decode(body).error or _ErrorBody()
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            said = _ErrorBody()
+        words = said.message if self._settings.capture.content else None
+        named = (str(name) for name in (said.code, said.type) if name is not None)
+        code = next((name for name in named if _IDENTIFIER.fullmatch(name)), str(status))
+        refused = 400 <= status < 500 and status != 429
+        return (EngineRefused if refused else EngineFailed)(words or f"The engine answered with status {status}.", code=code)
 
     def _estimate(self, record: Record, body: bytes) -> None:
         self._operation.estimate(record, self._reply.sent + len(self.pending) + len(body))
@@ -294,16 +310,3 @@ class Call:
         elif silent_s > timeouts.between_chunks:
             return UpstreamTimeout(f"The engine fell silent for {timeouts.between_chunks:g} s.", code="idle_timeout")
         return None
-
-
-def _engine_error(body: bytes, status: int) -> EngineFailed | EngineRefused:
-    """What the record keeps of an engine's error answer: whose fault it says it was, in its words."""
-    try:
-        said = _error_answer.decode(body).error or _ErrorBody()
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        said = _ErrorBody()
-    code = str(said.code) if said.code is not None else (said.type or str(status))
-    refused = 400 <= status < 500 and status != 429
-    return (EngineRefused if refused else EngineFailed)(
-        said.message or f"The engine answered with status {status}.", code=code[:64]
-    )

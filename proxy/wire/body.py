@@ -177,7 +177,7 @@ def _check(fields: dict[str, Raw], body: bytes) -> None:
     if _compact(fields, body) or (len(body) < _SMALL and _spaced(fields, body)):
         return
     if (name := _named_twice(fields, body)) is not None:
-        raise InvalidRequest(f"The request body has `{name[:64]}` twice.", param=name[:64])
+        raise InvalidRequest("The request body has a name that stands twice.", param=name[:64])
 
 
 _SMALL = 64 * 1024

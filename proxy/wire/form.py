@@ -80,9 +80,9 @@ def _read_part(form: Form, head: bytes, body: bytes, start: int, end: int) -> No
         return
     field = name.decode("utf-8", "replace")
     if field in form.fields and not field.endswith("[]"):
-        raise InvalidRequest(f"The form has `{field[:64]}` twice.", param=field[:64])
+        raise InvalidRequest("The form has a field that stands twice.", param=field[:64])
     if end - start > MAX_FIELD:
-        raise InvalidRequest(f"The form's `{field[:64]}` has more than {MAX_FIELD} bytes.", param=field[:64])
+        raise InvalidRequest(f"A field of the form has more than {MAX_FIELD} bytes.", param=field[:64])
     form.fields[field] = bytes(body[start:end])
 
 

@@ -24,10 +24,10 @@ _numbers = count(1)
 
 
 class PostgreSQL:
-    """A server. `url` is that of a database that is there from the beginning; `host` has it on TCP."""
+    """A server. `url` is that of a database that is there from the beginning; `home` is a directory that it may read."""
 
     def __init__(self, home: Path, initdb: Path, pg_ctl: Path, user: str | None) -> None:
-        self._home = home
+        self.home = home
         self._pg_ctl = pg_ctl
         self._user = user
         self._data = home / "data"
@@ -38,8 +38,14 @@ class PostgreSQL:
 
     def url_of(self, database: str, *, tcp: bool = False) -> str:
         """On its Unix socket or by TCP."""
-        place = f"@127.0.0.1:{self.port}/{database}" if tcp else f"@/{database}?host={self._home}&port={self.port}"
+        place = f"@127.0.0.1:{self.port}/{database}" if tcp else f"@/{database}?host={self.home}&port={self.port}"
         return f"postgresql+psycopg://postgres{place}"
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """User and group as whom it runs."""
+        info = self._data.stat()
+        return info.st_uid, info.st_gid
 
     def new_database(self) -> str:
         """Its name."""
@@ -57,13 +63,13 @@ class PostgreSQL:
             return connection.execute(statement.encode()).fetchall()
 
     def connect(self, database: str, **more: Any) -> psycopg.Connection[Any]:
-        return psycopg.connect(host=str(self._home), port=self.port, user="postgres", dbname=database, **more)
+        return psycopg.connect(host=str(self.home), port=self.port, user="postgres", dbname=database, **more)
 
     # -- life --
 
     def start(self) -> None:
-        options = f"-p {self.port} -k {self._home} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=30"
-        self._control("--log", self._home / "log", "--options", options, "--wait", "start")
+        options = f"-p {self.port} -k {self.home} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=30"
+        self._control("--log", self.home / "log", "--options", options, "--wait", "start")
 
     def stop(self) -> None:
         """As a crash would: connections break off, nothing is finished."""
@@ -88,9 +94,9 @@ class PostgreSQL:
         self._run(self._pg_ctl, "--pgdata", self._data, *arguments)
 
     def _run(self, *command: object) -> None:
-        log = self._home / "log"
+        log = self.home / "log"
         done = subprocess.run(
-            [str(part) for part in command], user=self._user, cwd=self._home, capture_output=True, text=True, check=False
+            [str(part) for part in command], user=self._user, cwd=self.home, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr + (log.read_text() if log.exists() else "")
 

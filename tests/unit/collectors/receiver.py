@@ -6,6 +6,7 @@ import gzip
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,8 @@ class Receiver:
         """Instead of an answer."""
         self.refuse: set[str] = set()
         """Trace ids (hex) for which the whole request gets 400."""
+        self.delay = 0.0
+        """Seconds that each answer to spans takes."""
         self.hold = threading.Event()
         self.hold.set()
         self.posts: list[tuple[str, dict[str, str], int]] = []
@@ -104,6 +107,7 @@ class Receiver:
             self.posts.append((path, headers, len(spans)))
             self.changed.notify_all()
         self.hold.wait()
+        time.sleep(self.delay)
         if any(span.trace_id.hex() in self.refuse for span in spans):
             return "text/plain", 400, b"no"
         if self.status == 200:

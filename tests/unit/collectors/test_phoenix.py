@@ -371,6 +371,21 @@ def test_after_an_outage_prices_are_seen_to_again(make_sink: Callable[..., Spans
     assert [price["name"] for price in phoenix.prices] == ["qwen3-8b (glasshouse)"]
 
 
+def test_a_phoenix_that_comes_and_goes_is_found_each_time(make_sink: Callable[..., SpansSink], phoenix: Receiver) -> None:
+    """Failure 67: the client and its kept connections outlive what they were connected to."""
+    sink = make_sink()
+    for turn in range(5):
+        sink.write(batch(2 * turn + 1, make_record(2 * turn)))
+        phoenix.wait(spans=(2 * turn + 1) * PER_TRACE)
+        phoenix.stop()
+        sink.write(batch(2 * turn + 2, make_record(2 * turn + 1)))
+        wait(lambda: not sink.up)
+        phoenix.start()
+        phoenix.wait(spans=(2 * turn + 2) * PER_TRACE)
+    assert phoenix.traces() == ids(*range(10))
+    wait(lambda: sink.counts() == SpanCounts(10 * PER_TRACE, {}, 0))
+
+
 # -- failure 63 --
 
 

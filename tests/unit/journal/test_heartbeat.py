@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,18 +80,40 @@ def test_nothing_there_is_nobody(tmp_path: Path) -> None:
     assert read_heartbeats(tmp_path / "missing") == []
 
 
-def test_on_a_full_disk_nobody_is_killed_and_it_speaks_as_soon_as_it_can(tmp_path: Path) -> None:  # failure 66
+# failure 66
+def test_on_a_full_disk_nobody_is_killed_and_it_speaks_as_soon_as_it_can(tmp_path: Path) -> None:
+    """In a process of its own: what is to be shown is that it survives."""
+    script = """
+import sys
+from pathlib import Path
+from proxy.journal import Heartbeat, HeartbeatFile
+file = HeartbeatFile(Path(sys.argv[1]), "a")
+for line in sys.stdin:
+    file.write(Heartbeat("a", unix_ns=int(line)))
+    print(flush=True)
+"""
+    command = [sys.executable, "-c", script]
     with small_disk(tmp_path / "disk", 1024 * 1024) as disk:
         disk.fill()
-        file = HeartbeatFile(disk.path, "a")
-        file.write(beat())
-        assert [path.name for path in disk.path.iterdir()] == ["ballast"]
-        disk.make_room()
-        file.write(beat(unix_ns=1))
-        disk.fill()
-        file.write(beat(unix_ns=2))
-        assert read_heartbeats(disk.path) == [beat(unix_ns=2)]
-        file.close()
+        with subprocess.Popen([*command, disk.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+
+            def write(unix_ns: int) -> None:
+                print(unix_ns, file=process.stdin, flush=True)
+                assert process.stdout is not None
+                assert process.stdout.readline() == "\n", "it was killed"
+
+            write(1)
+            assert [path.name for path in disk.path.iterdir()] == ["ballast"]
+            disk.make_room()
+            write(2)
+            disk.fill()
+            write(3)
+            [said] = read_heartbeats(disk.path)
+            assert (said.unix_ns, said.alive) == (3, True)
+            process.stdin.close()
+            assert process.wait() == 0
         assert not read_heartbeats(disk.path)[0].alive
 
 

@@ -1,0 +1,146 @@
+"""Is every accepted request one row of the ledger, and does the row say what the client saw? Pure: requests and rows in,
+complaints out."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+NANO: Final = 1_000_000_000
+REFUSED: Final = frozenset({"client_error", "upstream_error", "rejected", "timeout"})
+LEFT: Final = frozenset({"client_gone", "ok"})
+
+
+@dataclass
+class Asked:
+    """One request, as its client saw it. Times are `time.monotonic()`."""
+
+    name: str
+    """Its X-Request-Id, and with that its row's `client_request_id`."""
+    kind: str
+    connected: float
+    """When its connection was opened."""
+    began: float
+    ended: float = 0.0
+    status: int = 0
+    """0: no head came."""
+    ending: str = ""
+    """complete, closed, reset, timeout, left (the client went away) or failed (nothing could be sent or read)."""
+    detail: str = ""
+    accepted: bool = True
+    """It is the kind of request that is accepted, if it arrives."""
+    sound: bool = True
+    """Nothing is wrong with it: with nothing in its way it is answered with 200, to the end."""
+    outcomes: frozenset[str] = frozenset({"ok"})
+    """What may become of it with nothing in its way."""
+    tokens: tuple[int, int] | None = None
+    """(input, output) that its row must have if it is `ok`; None: as the engine or an estimate says."""
+    seen_tokens: int = 0
+    """Of output, that its client has seen."""
+    most_tokens: int | None = None
+    """Of output, that there could be."""
+    key_revoked: bool = False
+    """Its key was revoked before it ended."""
+
+
+@dataclass
+class Disturbances:
+    """What was done meanwhile: (from, until) each."""
+
+    worker_kills: list[tuple[float, float]] = field(default_factory=list)
+    engine_restarts: list[tuple[float, float]] = field(default_factory=list)
+
+    def worker_died(self, asked: Asked) -> bool:
+        """While the request ran, or while its connection waited for it."""
+        return _met(self.worker_kills, asked.connected, asked.ended)
+
+    def engine_died(self, asked: Asked) -> bool:
+        return _met(self.engine_restarts, asked.began, asked.ended)
+
+
+def _met(spans: list[tuple[float, float]], since: float, until: float) -> bool:
+    return any(begin <= until and since <= end for begin, end in spans)
+
+
+def complaints(asked: Iterable[Asked], rows: Iterable[Mapping[str, Any]], disturbances: Disturbances) -> list[str]:
+    """What isn't as it must be, in words."""
+    by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_name[row["client_request_id"]].append(row)
+    found = []
+    for each in asked:
+        own = by_name.pop(each.name, [])
+        found += [
+            f"{each.name} ({each.kind}, {each.status} {each.ending}): {what}" for what in _complaints(each, own, disturbances)
+        ]
+    found += [f"{name}: {len(strangers)} rows that nobody asked for" for name, strangers in by_name.items()]
+    return found
+
+
+def _complaints(asked: Asked, rows: list[Mapping[str, Any]], disturbances: Disturbances) -> Iterable[str]:
+    excused = disturbances.worker_died(asked)
+    shaken = excused or disturbances.engine_died(asked)
+    answered = (asked.status, asked.ending) == (200, "complete")
+    refused_key = asked.status == 401 and asked.key_revoked
+    if asked.sound and not (shaken or answered or refused_key or asked.ending == "left"):
+        yield f"failed with nothing in its way: {asked.detail}"
+    may = asked.accepted and asked.status != 401
+    must = may and not (excused and asked.status == 0)
+    if len(rows) > 1 or (must and not rows) or (rows and not may):
+        yield f"{len(rows)} rows"
+    for row in rows[:1]:
+        yield from _differences(asked, row, excused, shaken)
+
+
+def _differences(asked: Asked, row: Mapping[str, Any], excused: bool, shaken: bool) -> Iterable[str]:
+    outcome, output = row["outcome"], row["output_tokens"]
+    allowed = set(asked.outcomes)
+    if asked.ending == "left":
+        allowed |= LEFT
+    if shaken:
+        allowed.add("upstream_error")
+    if excused:
+        allowed |= {"crashed", "ok"}
+    if outcome not in allowed:
+        yield f"its outcome is {outcome} ({row['error_code']}), not one of {sorted(allowed)}"
+    whole = asked.ending == "complete" and asked.status == 200
+    if whole and asked.sound and outcome != "ok":
+        yield f"it was answered, and its outcome is {outcome}"
+    if asked.status and outcome != "crashed" and row["status"] != asked.status:
+        yield f"its status is {row['status']}"
+    if asked.status >= 400 and outcome not in REFUSED | {"crashed"}:
+        yield f"it was refused, and its outcome is {outcome}"
+    if outcome == "ok" and asked.tokens is not None and (row["input_tokens"], output) != asked.tokens:
+        yield f"its tokens are {row['input_tokens']} and {output}, not {asked.tokens}"
+    if asked.most_tokens is not None and output > asked.most_tokens:
+        yield f"{output} tokens of at most {asked.most_tokens}"
+    if outcome in ("ok", "client_gone", "upstream_error") and output < asked.seen_tokens:
+        yield f"{output} tokens, and its client saw {asked.seen_tokens}"
+
+
+class Metrics(Protocol):
+    def total(self, name: str, **labels: str) -> float: ...
+
+
+def disagreements(rows: list[dict[str, Any]], metrics: Metrics) -> list[str]:
+    """Where /metrics says something else than the ledger."""
+    expected: list[tuple[str, dict[str, str], float]] = [("glasshouse_requests_total", {}, len(rows))]
+    for label in ("outcome", "operation", "backend", "key_name"):
+        counts = Counter(row[label] or "none" for row in rows)
+        name = label.removesuffix("_name")
+        expected += [("glasshouse_requests_total", {name: value}, number) for value, number in counts.items()]
+    for kind, column in (("input", "input_tokens"), ("cached_input", "cached_tokens"), ("output", "output_tokens")):
+        expected.append(("glasshouse_tokens_total", {"kind": kind}, sum(row[column] for row in rows)))
+    found = [
+        f"{name}{labels or ''} is {told:g}, and by the ledger {value:g}"
+        for name, labels, value in expected
+        if (told := metrics.total(name, **labels)) != value
+    ]
+    cost = sum(row["cost_nano"] for row in rows) / NANO
+    if abs((told := metrics.total("glasshouse_cost_total")) - cost) > 0.5 / NANO * len(rows):
+        found.append(f"glasshouse_cost_total is {told!r}, and by the ledger {cost!r}")
+    nothing = ("glasshouse_unrecorded_total", "glasshouse_journal_damaged_segments", "glasshouse_ledger_set_aside_records")
+    found += [f"{name} is {told:g}" for name in nothing if (told := metrics.total(name))]
+    return found
