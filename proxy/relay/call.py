@@ -23,6 +23,7 @@ from proxy.wire.observer import Observer
 from proxy.wire.operation import EngineOperation, observe_end_of_answer
 from proxy.wire.sse import OversizedEvent
 from proxy.wire.stream import Terms
+from proxy.wire.usage import ABORTED
 
 if TYPE_CHECKING:
     from proxy.relay.connection import Payload, UpstreamConnection
@@ -216,6 +217,7 @@ class Call:
             self.flush()
             self._exchange.flow.interrupt(UpstreamDisconnected("The engine's stream ended before the answer was complete."))
             return
+        self._notice_abort()
         self._complete(self.pending + observer.tail)
 
     def _finish_first_error(self, body: bytes) -> None:
@@ -243,7 +245,13 @@ class Call:
                     return
             if not record.usage_source:
                 self._estimate(record, body)
+            self._notice_abort()
         self._complete(self.pending + body)
+
+    def _notice_abort(self) -> None:
+        """vLLM, told to stop, ends every answer where it is, in all form. That is no answer."""
+        if ABORTED in self._exchange.record.finish_reasons:
+            self._exchange.fail(EngineFailed("The engine aborted the answer.", code="engine_aborted"))
 
     def _engine_error(self, body: bytes, status: int) -> EngineFailed | EngineRefused:
         """What the record keeps of an engine's error: whose fault it says it was, and which. Its words only where content is

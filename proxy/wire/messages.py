@@ -17,7 +17,7 @@ from proxy.wire.body import Integer, Reader, Request
 from proxy.wire.events import EventObserver
 from proxy.wire.operation import MAX_TEXT, EngineOperation, as_it_came, estimate_output, read_any_answer
 from proxy.wire.sse import data_of
-from proxy.wire.usage import read_message_usage, write_finish_reason, write_usage
+from proxy.wire.usage import ABORTED, read_message_usage, write_finish_reason, write_usage
 
 _TOKEN = re.compile(rb'"(?:text|thinking|partial_json)":\s*"(?!")')
 _TYPES = {
@@ -104,6 +104,8 @@ class MessagesObserver(EventObserver):
         elif name == "message_stop":
             self.done = True
             self.tail += event
+            if not self._record.finish_reasons:
+                write_finish_reason(ABORTED, self._record)
             return b""
         elif name == "message_start":
             said = _read(event).message
@@ -152,7 +154,7 @@ def _observe(body: bytes, record: Record) -> None:
     except _unreadable:
         read_any_answer(body)
         return
-    write_finish_reason(message.stop_reason, record)
+    write_finish_reason(message.stop_reason or ABORTED, record)
     if (usage := read_message_usage(bytes(message.usage))) is not None:
         write_usage(usage, record)
 

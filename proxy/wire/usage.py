@@ -135,6 +135,10 @@ def write_usage(usage: Usage, record: Record) -> None:
     record.usage_source = UsageSource.ENGINE
 
 
+ABORTED = "abort"
+"""vLLM's word for a choice that it gave up. Where an API has none, it says no reason at all."""
+
+
 def write_finish_reason(reason: str | None, record: Record) -> None:
     """Why a choice has ended, once for each: an engine that goes on saying so makes no record that is too long to be kept."""
     if reason and len(record.finish_reasons) < record.choices:

@@ -295,3 +295,12 @@ def test_a_key_that_is_nobodys_reaches_no_engine(shared: Worker, shared_vllm: Sc
         body, headers = message(case)
         assert shared.ask(body, case.path, headers=headers, key=KEY + "x").status == 401
     assert len(shared_vllm.requests) == before
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_the_engine_gave_up_is_none(shared: Worker, stream: bool) -> None:  # failure 50, of an engine
+    case = CASES[0]
+    reply = send(shared, case, stream=stream, script={"tokens": 3, "finish": "abort"})
+    assert (reply.status, reply.ending) == (200, "complete")  # it passes as the engine wrote it
+    record = shared.record_of(reply)
+    assert (record.outcome, record.error_code, record.output_tokens) == (Outcome.UPSTREAM_ERROR, "engine_aborted", 3)
