@@ -78,6 +78,7 @@ class EngineTimings(msgspec.Struct, array_like=True, gc=False):
 
     queue_ms: float | None = None
     time_to_first_token_ms: float | None = None
+    """As the engine says it: vLLM counts from when the request was scheduled, its queue apart."""
     prefill_ms: float | None = None
     decode_ms: float | None = None
     mean_inter_token_ms: float | None = None

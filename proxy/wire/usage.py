@@ -150,13 +150,10 @@ def read_engine_timings(metrics: bytes | None, timings: bytes | None) -> EngineT
     try:
         if metrics and metrics != b"null":
             said = _metrics.decode(metrics)
-            prefill = None
-            if said.time_to_first_token_ms is not None:
-                prefill = max(0.0, said.time_to_first_token_ms - (said.queue_time_ms or 0.0))
             return EngineTimings(
                 queue_ms=said.queue_time_ms,
                 time_to_first_token_ms=said.time_to_first_token_ms,
-                prefill_ms=prefill,
+                prefill_ms=said.time_to_first_token_ms,  # vLLM counts it from the scheduling on, not from the arrival
                 decode_ms=said.generation_time_ms,
                 mean_inter_token_ms=said.mean_itl_ms,
             )

@@ -21,8 +21,8 @@ CALLERS_TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLERS_SPAN: Final = "00f067aa0ba902b7"
 PHASES: Final = {"engine_queue_ms": "queue", "engine_prefill_ms": "prefill", "engine_decode_ms": "decode"}
 """A row's columns, and what the engine's histograms of them are called."""
-TIMED: Final = [operation for operation in GENERATING if operation.counts_on_request]
-"""vLLM tells its times on these alone."""
+TIMED: Final = [operation for operation in GENERATING if operation.name != "messages"]
+"""Where vLLM tells its times."""
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 _names = count(1)

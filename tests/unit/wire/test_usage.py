@@ -142,7 +142,7 @@ def test_vllms_timings() -> None:
     metrics = (
         b'{"time_to_first_token_ms":30.5,"generation_time_ms":31.0,"queue_time_ms":0.5,"mean_itl_ms":4.0,"tokens_per_second":32}'
     )
-    assert read_engine_timings(metrics, b"") == EngineTimings(0.5, 30.5, 30.0, 31.0, 4.0)
+    assert read_engine_timings(metrics, b"") == EngineTimings(0.5, 30.5, 30.5, 31.0, 4.0)
 
 
 def test_llama_cpps_timings() -> None:
@@ -156,7 +156,7 @@ def test_timings_that_are_none(raw: bytes | None) -> None:
     assert read_engine_timings(None, raw if raw != b'{"queue_time_ms":"x"}' else b'{"prompt_ms":"x"}') is None
 
 
-def test_prefill_is_never_negative() -> None:
+def test_prefill_begins_when_the_request_is_scheduled() -> None:
     timings = read_engine_timings(b'{"time_to_first_token_ms":1.0,"queue_time_ms":2.0}', None)
     assert timings is not None
-    assert timings.prefill_ms == 0.0
+    assert (timings.queue_ms, timings.prefill_ms) == (2.0, 1.0)
