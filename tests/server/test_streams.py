@@ -224,7 +224,7 @@ def test_an_error_that_comes_first_becomes_a_status(worker: StartWorker, vllm: S
     assert (error["message"], error["code"]) == ("The engine is out of memory.", 500)
     record = running.record()
     assert (record.outcome, record.status) == (Outcome.UPSTREAM_ERROR, 500)
-    assert (record.error, record.error_code) == ("The engine is out of memory.", "500")
+    assert (record.error, record.error_code) == ("The engine answered with status 500.", "500")
 
 
 @pytest.mark.parametrize(
