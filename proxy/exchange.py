@@ -269,6 +269,8 @@ class Exchange:
     call: Call | None = None
     """The try that is under way."""
     error: ProxyError | None = None
+    opened = False
+    """Its opening record is in the journal, where room is kept for the closing one."""
     progress_chunks = 0
     """Chunks at the last progress record."""
 

@@ -164,16 +164,13 @@ class Pipeline:
             if reply.started:
                 record.unsent_bytes = reply.unsent_bytes()
         record.ended_ns = monotonic_ns() - exchange.origin_ns
-        self._journal.append(encode_record(Phase.CLOSING, record))
+        self._journal.append(encode_record(Phase.CLOSING, record), exchange.opened)
 
     def _keep_content(self, content: Journal, exchange: Exchange, reply: Reply) -> None:
         """Prompt and answer, raw, beside the record and before it; the collector reads them. Losing them is allowed."""
         limit = self._settings.capture.max_bytes
         answer = reply.captured + reply.tail
-        try:
-            content.append(encode_content(exchange.record.id, exchange.body, answer, limit))
-        except JournalFull:
-            return  # counted by the content journal
+        content.offer(encode_content(exchange.record.id, exchange.body, answer, limit))
 
     def _settle(self, exchange: Exchange) -> None:
         """Tokens as far as they are known, and what they cost."""
@@ -184,11 +181,8 @@ class Pipeline:
             price(record, exchange.model, snapshot.currency)
 
     def _open(self, exchange: Exchange) -> None:
-        """The opening record: from here on a crash leaves a trace."""
-        try:
-            self._journal.append(encode_record(Phase.OPENING, exchange.record))
-        except JournalFull:
-            log.warning("no opening record: the journal is full", extra={"request_id": exchange.record.hex_id})
+        """The opening record: from here on a crash leaves a trace. (If there is no room for it, `journal.full` tells.)"""
+        exchange.opened = self._journal.offer(encode_record(Phase.OPENING, exchange.record))
 
     def _snapshot(self) -> Snapshot:
         snapshot = self._feed.current
@@ -218,10 +212,8 @@ class Pipeline:
                 exchange.progress_chunks = record.chunks
                 self._settle(exchange)
                 record.ended_ns = exchange.elapsed_ns()
-                try:
-                    self._journal.append(encode_record(Phase.PROGRESS, record))
-                except JournalFull:
-                    return  # counted by the journal
+                if not self._journal.offer(encode_record(Phase.PROGRESS, record)):
+                    return
 
     def interrupt_all(self, error: ProxyError) -> None:
         """End everything that is still in flight."""

@@ -52,7 +52,9 @@ class Worker:
         self._feed = SnapshotFeed(settings.snapshot_path)
         self._feed.poll()
         self._journal = Journal(settings.journal_path, settings.journal.segment_bytes)
-        self._content = Journal(settings.content_path, CONTENT_SEGMENT_BYTES) if settings.capture.content else None
+        self._content = None
+        if settings.capture.content:  # leaves the disk to records long before they need it
+            self._content = Journal(settings.content_path, CONTENT_SEGMENT_BYTES, 4 * settings.journal.segment_bytes)
         self._heartbeat = HeartbeatFile(settings.journal_path, self._journal.incarnation)
         self._pipeline = Pipeline(settings, self._feed, self._journal, self._content)
         pipeline = self._pipeline

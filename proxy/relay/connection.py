@@ -48,6 +48,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def leave(self) -> None:
         """The Call needs no more of this answer. What still comes is dropped, and the connection may be used again."""
+        if self._pool.closed:
+            self.abort()
+            return
         self.call = None
         self.draining = True
         self.idle_since_ns = monotonic_ns()

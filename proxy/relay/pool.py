@@ -30,6 +30,8 @@ class Pool:
         self.backend = backend
         self.fingerprint = b""
         """The engine's `system_fingerprint` as it last wrote it (wire/stream.py)."""
+        self.closed = False
+        """Nobody takes a connection from here any more: none is kept."""
         self.draining: set[UpstreamConnection] = set()
         self._idle: deque[UpstreamConnection] = deque()
         self._connect_timeout_s = timeouts.connect
@@ -78,6 +80,9 @@ class Pool:
             raise UpstreamUnreachable(f"The ca_file of the model's engine can't be used: {said(error)}.") from None
 
     def put(self, connection: UpstreamConnection, now_ns: int) -> None:
+        if self.closed:
+            connection.abort()
+            return
         if self.draining:
             self.draining.discard(connection)
         connection.idle_since_ns = now_ns
@@ -100,6 +105,7 @@ class Pool:
             connection.abort()
 
     def close(self) -> None:
+        self.closed = True
         while self._idle:
             self._idle.popleft().abort()
         for connection in list(self.draining):

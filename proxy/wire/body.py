@@ -189,14 +189,13 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 def _named_twice(fields: dict[str, Raw], body: bytes) -> str | None:
     """Walk over the members of a well-formed object: each must be the one that was read."""
     seen: set[str] = set()
-    view = memoryview(body)
     at = body.index(b"{") + 1
     while (key := _STRING.match(body, _past_space(body, at))) is not None:
         name = _name.decode(key[0])
-        value = memoryview(fields[name])
+        value = bytes(fields[name])
         at = _past_space(body, _past_space(body, key.end()) + 1)
         end = _past_space(body, at + len(value))
-        if name in seen or view[at : at + len(value)] != value or body[end : end + 1] not in (b",", b"}"):
+        if name in seen or not body.startswith(value, at) or body[end : end + 1] not in (b",", b"}"):
             return name
         seen.add(name)
         at = end + 1

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 from urllib.request import ProxyHandler, build_opener
@@ -25,6 +26,7 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 from sqlalchemy import text
 
+from proxy.errors import Outcome
 from proxy.journal import Journal, read_heartbeats
 from proxy.store import create_key, open_database
 from proxy.store.engine import open_engine
@@ -564,22 +566,31 @@ def test_a_backend_that_flaps_fails_no_request(glasshouse: Start, vllm: Scripted
 
 
 # failure 67
-def test_clients_of_backends_survive_being_made_anew(tmp_path: Path, vllm: ScriptedVLLM) -> None:
-    """The catalogue is published again and again, with the backend here and there, while requests run."""
-    with ScriptedVLLM() as other, Worker([vllm.url], directory=tmp_path) as worker, ThreadPoolExecutor(4) as clients:
+def test_clients_of_backends_survive_being_made_anew(tmp_path: Path) -> None:
+    """The catalogue is published again and again, with the backend here and there, while requests run. The engines keep
+    connections for as long as we do: what is no longer wanted is ours to close."""
+    with (
+        ScriptedVLLM(keep_alive=600) as here,
+        ScriptedVLLM(keep_alive=600) as there,
+        Worker([here.url], directory=tmp_path) as worker,
+        ThreadPoolExecutor(4) as clients,
+    ):
         statuses: list[int] = []
         stop = threading.Event()
         files = worker.open_files
 
         def load() -> None:
             with WireClient(worker.url) as client:
-                while not stop.is_set():
-                    statuses.append(client.ask(CHAT, chat({"tokens": 3, "interval": 0.002}), key=worker.key).status)
+                for number in count():
+                    if stop.is_set():
+                        return
+                    body = chat({"tokens": 3, "interval": 0.002}, stream=number % 2 == 0)
+                    statuses.append(client.ask(CHAT, body, key=worker.key).status)
 
         running = [clients.submit(load) for _ in range(4)]
         try:
             for turn in range(30):
-                worker.backends = [backend((vllm, other)[turn % 2].url, "b0")]
+                worker.backends = [backend((here, there)[turn % 2].url, "b0")]
                 worker.publish()
         finally:
             stop.set()
@@ -588,6 +599,32 @@ def test_clients_of_backends_survive_being_made_anew(tmp_path: Path, vllm: Scrip
         assert set(statuses) == {200}
         assert len(statuses) > 30
         worker.until(lambda: worker.open_files <= files or None, "the last connection to be closed")
+
+
+# failure 66
+def test_on_a_full_disk_what_has_begun_ends_as_it_did_and_the_rest_is_counted(tmp_path: Path, vllm: ScriptedVLLM) -> None:
+    with small_disk(tmp_path / "disk", 8 * 1024 * 1024) as disk:
+        config = {"journal": {"segment_bytes": 64 * 1024}}
+        with Worker([vllm.url], config, directory=disk.path / "state") as worker:
+            begun = [worker.begin(chat({"tokens": 8, "hang_after_events": 3})) for _ in range(15)]
+            worker.until_in_flight(15)
+            disk.fill()
+            asked = 0
+            while worker.heartbeat().unrecorded < 5:
+                assert worker.ask(chat({"tokens": 1}, stream=False)).status == 200
+                asked += 1
+            vllm.release()
+            streams = [client.read() for client in begun]
+            assert {stream.ending for stream in streams} == {"complete"}
+            worker.until(lambda: worker.heartbeat().in_flight == 0 or None, "the streams to end")
+            unrecorded = worker.heartbeat().unrecorded
+            worker.kill()
+            records = {record.id.hex(): record for record in worker.records()}
+            assert {records[stream.header("x-request-id") or ""].outcome for stream in streams} == {Outcome.OK}
+            assert {record.outcome for record in records.values()} == {Outcome.OK}, "nothing that ended well is booked as crashed"
+            assert len(records) + unrecorded == 15 + asked
+            for client in begun:
+                client.close()
 
 
 # -- what must be nowhere --

@@ -104,7 +104,7 @@ def test_the_end_of_a_stream_waits_for_done(plane: Plane) -> None:
 
 
 def test_an_answer_without_a_record_is_served_all_the_same(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(payload: bytes) -> None:
+    def full(payload: bytes, owed: bool = False) -> None:
         raise JournalFull
 
     monkeypatch.setattr(plane.journal, "append", full)

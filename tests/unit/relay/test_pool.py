@@ -99,6 +99,16 @@ def test_closing_closes_everything() -> None:
 # --- requests as they go out -------------------------------------------------------------------------------------------
 
 
+def test_what_was_in_use_when_its_pool_closed_is_closed_after_it() -> None:  # failure 67
+    made = pool()
+    used, left = Engine(UpstreamConnection(made)), Engine(UpstreamConnection(made))
+    made.close()
+    made.put(used.connection, 1)
+    left.connection.leave()
+    assert (used.closed, left.closed) == ("aborted", "aborted")
+    assert not made.draining
+
+
 def exchange() -> Exchange:
     return Exchange(monotonic_ns(), b"POST", b"/", {}, b"", Remembered(), Flow(lambda: None))
 
