@@ -10,7 +10,7 @@ text that isn't UTF-8, and a number too long to be one.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -62,7 +62,7 @@ class Reader(Generic[R]):
             fields = _object.decode(body)
         except _unreadable:
             return self._field_by_field(body)
-        if not body.isascii() or not _compact(fields, body):
+        if not body.isascii() or not _as_usual(fields, body):
             _check(fields, body)
         return request
 
@@ -156,15 +156,39 @@ def _count(name: str, value: bytes) -> int | None:
 # -- what two readers could read in two ways --
 
 
-def _compact(fields: dict[str, Raw], body: bytes) -> bool:
-    """As SDKs write JSON: nothing between the members but their punctuation. Then the lengths add up, unless a member was
-    dropped because its name stands twice."""
-    return sum(map(len, fields)) + sum(map(len, fields.values())) + 4 * len(fields) + 1 == len(body)
+class _Layout(NamedTuple):
+    """How JSON with these names is usually written."""
+
+    compact: int
+    """Bytes of the names and the punctuation, without any white space, as SDKs write it."""
+    spaces: int
+    spaced: bytes
+    """With one space after each colon and comma, as Python's json module does by default; the values are to be filled in."""
 
 
-def _spaced(fields: dict[str, Raw], body: bytes) -> bool:
-    """As Python's json module writes by default."""
-    return body == b"{%b}" % b", ".join([b'"%b": %b' % (name.encode(), value) for name, value in fields.items()])
+_layouts: dict[tuple[str, ...], _Layout] = {}
+_MOST_LAYOUTS = 1000
+_LONGEST_LAYOUT = 1000
+
+
+def _as_usual(fields: dict[str, Raw], body: bytes) -> bool:
+    """There is nothing in the body but what was read of it: if a member had been dropped because its name stands twice, the
+    lengths wouldn't add up."""
+    names = tuple(fields)
+    layout = _layouts.get(names) or _lay_out(names)
+    white = len(body) - layout.compact - sum(map(len, fields.values()))
+    if not white:
+        return True
+    return white == layout.spaces and len(body) < _SMALL and body == layout.spaced % tuple(fields.values())
+
+
+def _lay_out(names: tuple[str, ...]) -> _Layout:
+    spaced = b"{%b}" % b", ".join([b'"%b": %%b' % name.encode().replace(b"%", b"%%") for name in names])
+    compact = sum(len(name.encode()) for name in names) + 4 * len(names) + 1
+    layout = _Layout(compact, 2 * len(names) - 1, spaced)
+    if len(_layouts) < _MOST_LAYOUTS and len(spaced) < _LONGEST_LAYOUT:
+        _layouts[names] = layout
+    return layout
 
 
 def _check(fields: dict[str, Raw], body: bytes) -> None:
@@ -174,7 +198,7 @@ def _check(fields: dict[str, Raw], body: bytes) -> None:
             body.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The request body isn't valid UTF-8: {error.reason} at byte {error.start}.") from None
-    if _compact(fields, body) or (len(body) < _SMALL and _spaced(fields, body)):
+    if _as_usual(fields, body):
         return
     if (name := _named_twice(fields, body)) is not None:
         raise InvalidRequest("The request body has a name that stands twice.", param=name[:64])
