@@ -13,7 +13,7 @@ from typing import Any, Final
 from tests.support.wire_client import Reply
 
 _PASSING: Final = re.compile(
-    rb'"(?:(?:id|item_id)":\s?"(?:chatcmpl|cmpl|resp|msg|modelperm)[-_][^"]*"|(?:created|created_at)":\s?[\d.]+|metrics":\s?\{[^{}]*\})'
+    rb'"(?:(?:id|item_id)":\s?"(?:chatcmpl|cmpl|resp|msg|modelperm|embd|score|rerank)[-_][^"]*"|(?:created|created_at)":\s?[\d.]+|metrics":\s?\{[^{}]*\})'
 )
 _TEXTS: Final = (("choices", 0, "delta", "content"), ("choices", 0, "text"), ("delta", "text"), ("delta",))
 """Where an event has its piece of the text: chat, completions, messages, responses."""

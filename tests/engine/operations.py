@@ -69,7 +69,7 @@ WHOLE: Final[dict[str, Case]] = {
     "tokenize": Case("/tokenize", {"model": NAME, "prompt": STORY}),
     "tokenize, a talk": Case("/tokenize", {"model": NAME, "messages": TALK}),
     "detokenize": Case("/detokenize", {"model": NAME, "tokens": [5, 6, 7, 8]}),
-    # This model generates and does nothing else: what the engine doesn't have, it says itself.
+    # This model generates and does nothing else (POOLED is for one that does): what the engine doesn't have, it says itself.
     "embeddings": Case("/v1/embeddings", {"model": NAME, "input": ["one", "two"]}, 404),
     "rerank": Case("/rerank", {"model": NAME, "query": "heron", "documents": ["a bird", "a ship"]}, 404),
     "rerank, v1": Case("/v1/rerank", {"model": NAME, "query": "heron", "documents": ["a bird", "a ship"]}, 404),
@@ -80,6 +80,23 @@ WHOLE: Final[dict[str, Case]] = {
     "translation": Case("/v1/audio/translations", _FORM, 404, "multipart/form-data; boundary=border"),
     "models": Case("/v1/models", None),
 }
+
+_embeddings = _asking("/v1/embeddings", {"input": STORY})
+_BIRDS: Final = {"query": "Which of them is a bird?", "documents": ["a heron", "a lighthouse", STORY]}
+_PAIRS: Final = {"text_1": "Which of them is a bird?", "text_2": ["a heron", STORY]}
+
+POOLED: Final[dict[str, Case]] = {
+    "embeddings": _embeddings(),
+    "embeddings, a batch": _embeddings(input=["one", "two", STORY]),
+    "embeddings, base64": _embeddings(encoding_format="base64"),
+    "embeddings, token ids": _embeddings(input=[[5, 6, 7], [8, 9]]),
+    "rerank": _asking("/rerank", _BIRDS)(),
+    "rerank, v1, the best": _asking("/v1/rerank", _BIRDS)(top_n=1),
+    "rerank, v2": _asking("/v2/rerank", _BIRDS)(),
+    "score": _asking("/score", _PAIRS)(),
+    "score, v1, one by one": _asking("/v1/score", {"text_1": ["a ship", "a bird"], "text_2": ["a boat", "a heron"]})(),
+}
+"""What an engine answers that generates nothing."""
 
 STREAMS: Final[dict[str, Case]] = {
     "chat": _chat(stream=True),

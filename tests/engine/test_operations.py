@@ -8,9 +8,10 @@ from typing import Final
 
 import pytest
 
+from tests.conftest import Start
 from tests.engine.answers import told
-from tests.engine.operations import STREAMS, UNASKED, WHOLE, Case
-from tests.engine.vllm import NAME, PATIENCE, Engine
+from tests.engine.operations import POOLED, STREAMS, UNASKED, WHOLE, Case
+from tests.engine.vllm import NAME, PATIENCE, POOLING, Engine, Engines
 from tests.support.endpoints import Endpoint
 from tests.support.wire_client import Reply, WireClient
 
@@ -98,6 +99,24 @@ def test_the_captured_errors_are_what_this_version_says(straight: Endpoint) -> N
         if (said := ask(straight, *captured_request(name)).body) != (kept := (CAPTURED / f"{name}.body").read_bytes())
     }
     assert not differing
+
+
+def test_what_is_not_generated_is_the_engine_s_too(glasshouse: Start, engines: Engines) -> None:
+    engine = engines.get("pooling", POOLING)
+    proxy = glasshouse([engine.url])
+    try:
+        theirs = {name: asked(Endpoint(engine.url, "unused"), case) for name, case in POOLED.items()}
+        before = engine.counts()
+        ours = {name: asked(Endpoint(proxy.url, proxy.key), case) for name, case in POOLED.items()}
+        took = engine.counts() - before
+    finally:
+        engine.stop()  # nobody else needs it, and its memory is a gigabyte
+    assert {name: reply.status for name, reply in theirs.items()} == dict.fromkeys(POOLED, 200)
+    assert {name: told(reply) for name, reply in ours.items()} == {name: told(reply) for name, reply in theirs.items()}
+    rows = proxy.rows(len(POOLED))
+    assert [row["input_tokens"] for row in rows] == [reply.json()["usage"]["prompt_tokens"] for reply in ours.values()]
+    assert {(row["outcome"], row["usage_source"], row["output_tokens"]) for row in rows} == {("ok", "engine", 0)}
+    assert (took.prompt, took.generated) == (sum(row["input_tokens"] for row in rows), 0)
 
 
 def test_the_models_are_the_engine_s_own_entries(straight: Endpoint, through: Endpoint) -> None:

@@ -46,6 +46,8 @@ class Kind:
 
 
 TINY: Final = Kind("tiny", 1, ("--load-format=dummy", "--dtype=float32"))
+POOLING: Final = Kind("tiny", 1, (*TINY.arguments, "--runner=pooling", "--convert=embed"))
+"""Generates nothing: embeddings, and scores made of them."""
 SMOLLM2: Final = Kind("smollm2", 2, ("--dtype=bfloat16",))
 
 

@@ -98,7 +98,8 @@ def test_a_url_that_means_nothing_is_said(tmp_path: Path) -> None:
 
 
 # failure 48
-def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["insert_records", "save_checkpoint"])
+def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     sink = make_sink(tmp_path)
     sink.load()
 
@@ -106,10 +107,11 @@ def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ledger, "save_checkpoint", fails)
+        patched.setattr(ledger, step, fails)
         with pytest.raises(OSError, match="full"):
             sink.write(batch(1, make_record(1)))
     assert rows(tmp_path) == []
+    assert make_sink(tmp_path).load() == Checkpoint()
     sink.write(batch(1, make_record(1)))
     assert rows(tmp_path) == ids(1)
     sink.close(1.0)
