@@ -24,6 +24,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 BUSY_MS = 10_000
 """How long SQLite waits for another process's write transaction."""
 
+CACHE_KIB = 512
+"""Of each SQLite connection. The operating system caches the file anyway, and whenever another process writes, SQLite drops its
+own: a larger one changes nothing but the memory of whoever holds it."""
+
 STATEMENT_MS = 30_000
 """How long PostgreSQL may take for a statement, waiting for others' locks included."""
 
@@ -108,6 +112,7 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     _use_wal(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute("PRAGMA foreign_keys = ON")
 
 

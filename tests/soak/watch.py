@@ -45,8 +45,8 @@ def disk_mib(directory: Path, pattern: str) -> float:
 
 
 NOISE: Final = {"RSS, MiB": 3.0, "heap, MiB": 3.0, "journal, MiB": 3.0}
-"""So much of a rise is none, whatever the spread; of whole things one and a half. Python takes memory by the MiB, SQLite's caches
-fill as its file grows. In the half of 20 minutes 3 MiB are some 200 bytes a request."""
+"""So much of a rise is none, whatever the spread; of whole things one and a half. Python takes memory by the MiB. In the
+half of 20 minutes 3 MiB are some 200 bytes a request."""
 NOISE_SHARE: Final = 0.02
 YOUNG_S: Final = 5.0
 """A process this young is still starting."""

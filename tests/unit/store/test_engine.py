@@ -45,7 +45,8 @@ def sqlite(tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize(
-    ("pragma", "value"), [("journal_mode", "wal"), ("synchronous", 1), ("busy_timeout", 10_000), ("foreign_keys", 1)]
+    ("pragma", "value"),
+    [("journal_mode", "wal"), ("synchronous", 1), ("busy_timeout", 10_000), ("foreign_keys", 1), ("cache_size", -512)],
 )
 def test_what_sqlite_is_told(sqlite: Engine, pragma: str, value: object) -> None:
     with sqlite.connect() as connection:
