@@ -1,7 +1,8 @@
 """The live view of a worker: a small file, mapped, overwritten a few times a second.
 
 It doesn't go through the journal, so that a backlog there never makes it stale. `flock` is held on it while the worker lives.
-Layout: u32 length, u32 crc32, MessagePack. A torn read fails its crc and is tried again.
+Layout: two slots, written in turn, so that one of them is whole at any moment: a writer may lose its CPU in the middle of the
+other. A slot is u32 length, u32 crc32, MessagePack, and at its end a u64 number, from which the crc starts; the higher counts.
 
 What a dead worker said last stays until the collector has kept it: looking changes nothing, `remove_heartbeat` does.
 
@@ -15,6 +16,7 @@ import mmap
 import os
 import struct
 import zlib
+from operator import itemgetter
 from pathlib import Path
 
 import msgspec
@@ -22,8 +24,9 @@ import msgspec
 from proxy.journal.segment import NO_ROOM
 
 _HEAD = struct.Struct("<II")
-_SIZE = 16 * 1024
-_LOOKS = 3
+_NUMBER = struct.Struct("<Q")
+_SLOT = 16 * 1024
+_SIZE = 2 * _SLOT
 
 
 class Heartbeat(msgspec.Struct):
@@ -62,6 +65,7 @@ class HeartbeatFile:
         """Raises OSError if the file can't be made for another reason than want of room."""
         self._path = directory / f"{incarnation}.heartbeat"
         self._map: mmap.mmap | None = None
+        self._number = 0
         self._make()
 
     def _make(self) -> None:
@@ -88,11 +92,14 @@ class HeartbeatFile:
         if self._map is None:
             return
         payload = _encoder.encode(beat)
-        if len(payload) > _SIZE - _HEAD.size:
+        if len(payload) > _SLOT - _HEAD.size - _NUMBER.size:
             beat.in_flight_by_backend = {}
             payload = _encoder.encode(beat)
-        self._map[_HEAD.size : _HEAD.size + len(payload)] = payload
-        _HEAD.pack_into(self._map, 0, len(payload), zlib.crc32(payload))
+        self._number += 1
+        start = self._number % 2 * _SLOT
+        self._map[start + _HEAD.size : start + _HEAD.size + len(payload)] = payload
+        _NUMBER.pack_into(self._map, start + _SLOT - _NUMBER.size, self._number)
+        _HEAD.pack_into(self._map, start, len(payload), zlib.crc32(payload, self._number))
 
     def close(self) -> None:
         """Let go of the lock. The file stays: it holds the last word."""
@@ -116,11 +123,12 @@ def _read(path: Path) -> Heartbeat | None:
     except FileNotFoundError:
         return None
     try:
-        alive = _is_locked(fd)  # before the last look: whatever a dead writer wrote is there by then
-        looks = (_decode(os.pread(fd, _SIZE, 0)) for _ in range(_LOOKS))
-        beat = next((beat for beat in looks if beat is not None), None)
+        alive = _is_locked(fd)  # before the look: whatever a dead writer wrote is there by then
+        data = os.pread(fd, _SIZE, 0)
     finally:
         os.close(fd)
+    slots = [slot for start in (0, _SLOT) if (slot := _decode(data[start : start + _SLOT])) is not None]
+    beat = max(slots, key=itemgetter(0))[1] if slots else None
     if beat is not None and not alive:
         beat.alive, beat.in_flight, beat.in_flight_by_backend, beat.connections = False, 0, {}, 0
     return beat
@@ -134,13 +142,15 @@ def _is_locked(fd: int) -> bool:
     return False
 
 
-def _decode(data: bytes) -> Heartbeat | None:
-    """None if it is torn, empty or another version's."""
-    length, crc = _HEAD.unpack_from(data.ljust(_HEAD.size, b"\0"))
-    payload = data[_HEAD.size : _HEAD.size + length]
-    if not length or zlib.crc32(payload) != crc:
+def _decode(slot: bytes) -> tuple[int, Heartbeat] | None:
+    """(number, what was said). None if it is torn, empty or another version's."""
+    slot = slot.ljust(_SLOT, b"\0")
+    length, crc = _HEAD.unpack_from(slot)
+    (number,) = _NUMBER.unpack_from(slot, _SLOT - _NUMBER.size)
+    payload = slot[_HEAD.size : _HEAD.size + length]
+    if not length or zlib.crc32(payload, number & 0xFFFFFFFF) != crc:
         return None
     try:
-        return _decoder.decode(payload)
+        return number, _decoder.decode(payload)
     except msgspec.MsgspecError:
         return None

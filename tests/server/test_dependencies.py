@@ -577,7 +577,7 @@ def test_clients_of_backends_survive_being_made_anew(tmp_path: Path) -> None:
     ):
         statuses: list[int] = []
         stop = threading.Event()
-        files = worker.open_files
+        sockets = worker.open_sockets
 
         def load() -> None:
             with WireClient(worker.url) as client:
@@ -598,7 +598,7 @@ def test_clients_of_backends_survive_being_made_anew(tmp_path: Path) -> None:
             each.result(PATIENCE)
         assert set(statuses) == {200}
         assert len(statuses) > 30
-        worker.until(lambda: worker.open_files <= files or None, "the last connection to be closed")
+        worker.until(lambda: worker.open_sockets <= sockets or None, "the last connection to be closed")
 
 
 # failure 66

@@ -534,7 +534,7 @@ def test_clients_that_come_and_go_as_they_like_leave_one_record_each_and_nothing
     dice = random.Random(20261120)
     running = worker(vllm.url)
     running.ask(chat())
-    files = running.open_files
+    sockets = running.open_sockets
 
     def come_and_go(seed: int) -> None:
         own = random.Random(seed)
@@ -554,7 +554,7 @@ def test_clients_that_come_and_go_as_they_like_leave_one_record_each_and_nothing
     running.until_in_flight(0)
     assert not any(running.heartbeat().in_flight_by_backend.values())
     assert running.open_records() == []
-    running.until(lambda: running.open_files <= files + len(vllm.open) or None, "the sockets to be closed")
+    running.until(lambda: running.open_sockets <= sockets + len(vllm.open) or None, "the sockets to be closed")
 
 
 def test_a_reader_who_stopped_slows_its_engine_down_and_is_let_go(worker: StartWorker, vllm: ScriptedVLLM) -> None:

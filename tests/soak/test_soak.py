@@ -138,6 +138,8 @@ def life(process: int, begin: float, end: float, level: float, per_second: float
             "flat",
         ),
         ([each for n in range(4) for each in life(n, 300 * n, 300 * n + 300, 20, 0.02)], "GROWS"),
+        ([*life(1, 0, 1000, 20, 0.0), *life(1, 1000, 1200, 25, 0.0)], "flat"),  # one step, as of a larger cache
+        ([each for n in range(12) for each in life(1, 100 * n, 100 * n + 100, 20 + n, 0.0)], "GROWS"),  # by the MiB
         (life(1, 0, 90, 20, 0.1), "too short to tell"),
         (life(1, 0, 1200, 40, 0.01, "open files"), "GROWS"),
         (life(1, 0, 1200, 40, 0.01, "connections"), ""),

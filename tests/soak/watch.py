@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median
 from typing import Final, NamedTuple
@@ -102,20 +103,28 @@ def _trend(role: str, quantity: str, samples: list[Sample], born: dict[int, floa
 
 def within(samples: list[Sample]) -> tuple[float, float]:
     """(slope, standard deviation about it) within the processes' lives: a process that follows another doesn't go on from its
-    last value, so each has a level of its own (least squares with fixed effects)."""
+    last value, so each has a level of its own.
+
+    The slope is the median of those between any two samples of a life (Theil and Sen): what is kept of each request rises all the
+    time; a table that was made anew or a larger batch that had to be read are one step.
+    """
     lives: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         lives[sample.process].append(sample)
-    points = []
-    for life in lives.values():
-        at, value = fmean(each.at for each in life), fmean(each.value for each in life)
-        points += [(each.at - at, each.value - value) for each in life]
-    spread_at = sum(at * at for at, _ in points)
-    if not spread_at:
+    thinned = [life[:: max(1, len(life) // 200)] for life in lives.values()]
+    slopes = [
+        (two.value - one.value) / (two.at - one.at) for life in thinned for one, two in combinations(life, 2) if two.at > one.at
+    ]
+    if not slopes:
         return 0.0, 0.0
-    slope = sum(at * value for at, value in points) / spread_at
-    left = sum((value - slope * at) ** 2 for at, value in points)
-    return slope, float((left / max(1, len(points) - len(lives) - 1)) ** 0.5)
+    slope = median(slopes)
+    rests = [
+        rest - fmean(rests)
+        for life in lives.values()
+        for rests in [[each.value - slope * each.at for each in life]]
+        for rest in rests
+    ]
+    return slope, fmean(rest * rest for rest in rests) ** 0.5
 
 
 def table(found: Iterable[Trend]) -> str:

@@ -10,6 +10,7 @@ logged, or an end that wasn't clean, fails the test.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -245,6 +246,15 @@ class Worker:
     def open_files(self) -> int:
         """Its file descriptors now."""
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    @property
+    def open_sockets(self) -> int:
+        """Of its file descriptors those that aren't files: its journal opens and closes some of those by itself."""
+        count = 0
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                count += str(link.readlink()).startswith("socket:")
+        return count
 
     def records(self, minimum: int = 0) -> list[Record]:
         """The closing records, in the order of the journal, once there are so many; never more than were asked for."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from proxy.journal import Heartbeat, HeartbeatFile, read_heartbeats, remove_heartbeat
@@ -58,15 +61,26 @@ def test_what_is_not_a_heartbeat_is_passed_over(tmp_path: Path, data: bytes) -> 
     file.close()
 
 
-def test_a_torn_write_is_not_believed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", [1, 2, 3])
+def test_of_a_write_that_is_under_way_nothing_is_believed(tmp_path: Path, written: int) -> None:
+    """Not even when its writer has no CPU for as long as one cares to look: what it said before still holds."""
     file = HeartbeatFile(tmp_path, "a")
-    file.write(beat(unix_ns=1))
+    for unix_ns in range(1, written + 1):
+        file.write(beat(unix_ns=unix_ns))
     assert file._map is not None
-    file._map[12] ^= 1
-    assert read_heartbeats(tmp_path) == []
-    file.write(beat(unix_ns=2))
-    assert [each.unix_ns for each in read_heartbeats(tmp_path)] == [2]
+    at = bytes(file._map).index(msgspec.msgpack.encode(beat(unix_ns=written)))
+    file._map[at + 3] ^= 1
+    assert [each.unix_ns for each in read_heartbeats(tmp_path)] == ([written - 1] if written > 1 else [])
+    file.write(beat(unix_ns=9))
+    assert [each.unix_ns for each in read_heartbeats(tmp_path)] == [9]
     file.close()
+
+
+def test_what_the_first_format_said_is_read(tmp_path: Path) -> None:
+    payload = msgspec.msgpack.encode(beat(unix_ns=7, alive=True))
+    data = struct.pack("<II", len(payload), zlib.crc32(payload)) + payload
+    (tmp_path / "a.heartbeat").write_bytes(data.ljust(16 * 1024, b"\0"))
+    assert [each.unix_ns for each in read_heartbeats(tmp_path)] == [7]
 
 
 def test_backends_give_way_when_there_are_too_many_to_tell(tmp_path: Path) -> None:
