@@ -35,7 +35,11 @@ pytestmark = pytest.mark.timeout(900)  # the first run fetches what it needs
 
 
 def environment_directory() -> Path:
-    return Path(os.environ.get("GLASSHOUSE_TEST_ENV_DIR") or ROOT / ".glasshouse" / "env")
+    if named := os.environ.get("GLASSHOUSE_TEST_ENV_DIR"):
+        return Path(named)
+    state = ROOT / ".glasshouse"
+    state.mkdir(mode=0o700, exist_ok=True)  # as `make up` would make it
+    return state / "env"
 
 
 def prepared(recipe: Recipe) -> Path:
