@@ -215,6 +215,7 @@ def on_sqlite(
 
 
 # failure 46, failure 47, failure 66
+@pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("trouble", ["down", "frozen", "locked", "slow", "full"])
 def test_with_postgresql_in_trouble_requests_go_on_and_every_row_comes_later(
@@ -260,6 +261,7 @@ def go_through(running: Running, database: Database, phoenix: Receiver, trouble:
 
 
 # failure 46, failure 48
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_whoever_is_killed_postgresql_has_each_request_once(collecting: Callable[..., Collecting]) -> None:
     dice = random.Random(46)
@@ -388,6 +390,7 @@ def test_a_collector_whose_state_has_no_room_goes_on_counting(
 
 
 # failure 62
+@pytest.mark.long
 def test_a_phoenix_that_hangs_costs_traces_and_nothing_else(collecting: Callable[..., Collecting]) -> None:
     with receiving() as hanging:
         hanging.hold.clear()
@@ -436,6 +439,7 @@ def test_what_is_served_without_a_collector_is_taken_up_later(
         collector.stop()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_while_control_hangs_keys_wait_and_requests_do_not(glasshouse: Start, vllm: ScriptedVLLM) -> None:
     running = Running(glasshouse([vllm.url]))
@@ -456,6 +460,7 @@ def _rises(name: str) -> bool:
 
 
 # failure 46, failure 50
+@pytest.mark.long
 def test_control_ends_while_its_database_hangs(tmp_path: Path, vllm: ScriptedVLLM) -> None:
     with postgresql_server() as server:
         database = server.url_of(server.new_database(), tcp=True)

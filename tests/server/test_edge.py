@@ -537,7 +537,7 @@ def test_it_takes_the_file_descriptors_that_it_may_have(worker: StartWorker, vll
     assert running.open_files < 250
 
 
-@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("secure", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_without_file_descriptors_it_says_so_once_and_goes_on(
     worker: StartWorker, vllm: ScriptedVLLM, clients: ExitStack, secure: bool
 ) -> None:
