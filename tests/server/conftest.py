@@ -1,8 +1,8 @@
-"""Workers for the tests of the data plane."""
+"""Workers and collectors for the tests of this folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from proxy.snapshot import Backend
+from tests.server.test_collectors import Collecting
 from tests.support.worker import Worker
 
 
@@ -40,3 +41,17 @@ def _starter(stack: ExitStack, directory: Path) -> StartWorker:
         return stack.enter_context(made)
 
     return start
+
+
+@pytest.fixture
+def collecting(tmp_path: Path) -> Iterator[Callable[..., Collecting]]:
+    """`collecting(database=...)` is a collector of its own, whose workers the test plays."""
+    made: list[Collecting] = []
+
+    def make(name: str = "state", **config: Any) -> Collecting:
+        made.append(Collecting(tmp_path / name, **config))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.clean_up()

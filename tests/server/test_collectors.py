@@ -137,19 +137,6 @@ class Metrics:
         )
 
 
-@pytest.fixture
-def collecting(tmp_path: Path) -> Iterator[Callable[..., Collecting]]:
-    made: list[Collecting] = []
-
-    def make(name: str = "state", **config: Any) -> Collecting:
-        made.append(Collecting(tmp_path / name, **config))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.clean_up()
-
-
 def append(journal: Journal, payload: bytes) -> None:
     """As a worker in no hurry: the next segment is being prepared."""
     while True:

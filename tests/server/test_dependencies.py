@@ -54,20 +54,6 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture
-def collecting(tmp_path: Path) -> Iterator[Callable[..., Collecting]]:
-    """`collecting(database=...)` is a collector of its own, whose workers the test plays."""
-    made: list[Collecting] = []
-
-    def make(name: str = "state", **config: Any) -> Collecting:
-        made.append(Collecting(tmp_path / name, **config))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.clean_up()
-
-
 class Running:
     """A whole product, and what its clients know: the ids of what was answered."""
 

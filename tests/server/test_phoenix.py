@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -91,19 +90,6 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phoenix]:
     port = free_port()
     with running(phoenix(python, directory, port, free_port()), directory / "log"):
         yield Phoenix(f"http://127.0.0.1:{port}")
-
-
-@pytest.fixture
-def collecting(tmp_path: Path) -> Iterator[Callable[..., Collecting]]:
-    made: list[Collecting] = []
-
-    def make(name: str = "state", **config: Any) -> Collecting:
-        made.append(Collecting(tmp_path / name, **config))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.clean_up()
 
 
 def until(condition: Callable[[], object]) -> None:
