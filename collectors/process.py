@@ -29,10 +29,13 @@ from collectors.records.metrics import View
 from collectors.records.phoenix import SpansSink
 from collectors.records.prometheus import Exposed, MetricsSink
 from collectors.records.sinks import Sink
+from collectors.records.spent import periods_of
 from proxy import __version__
 from proxy.journal import Heartbeat, Tail, read_heartbeats, remove_heartbeat
 from proxy.last_reload import LastReload
 from proxy.settings import Settings, address
+from proxy.spend.file import SpendFile, write_spend
+from proxy.spend.reader import COLLECTOR_ID
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +58,7 @@ class Collector:
         self._captured = Captured(settings.content_path)
         self._metrics = MetricsSink(state / "collector-metrics", settings.models)
         self._spans = self._make_spans(state)
-        ledger = LedgerSink(settings.database_url, identity(state), self._unstored)
-        sinks: list[Sink] = [ledger, self._metrics, *([self._spans] if self._spans is not None else [])]
+        sinks: list[Sink] = [self._make_ledger(state), self._metrics, *([self._spans] if self._spans is not None else [])]
         self._followers = [Follower(self._tail, sink) for sink in sinks]
         self._beats: list[Heartbeat] = []
         self._last_reload: LastReload | None = None
@@ -72,6 +74,15 @@ class Collector:
         if settings.phoenix.url is None:
             return None
         return SpansSink(state / "collector-spans", settings.phoenix, settings.models, self._captured)
+
+    def _make_ledger(self, state: Path) -> LedgerSink:
+        settings = self._settings
+        if not (state / COLLECTOR_ID).exists() and not settings.spend_path.exists():
+            write_spend(
+                settings.spend_path, SpendFile(currency=settings.currency)
+            )  # the journal is whole, and nothing is stored yet
+        spend = settings.spend_path, periods_of(settings), settings.currency
+        return LedgerSink(settings.database_url, identity(state), self._unstored, *spend)
 
     @property
     def _unstored(self) -> Path:

@@ -145,6 +145,15 @@ class Record(msgspec.Struct, array_like=True):
 
     audio_seconds: int = 0
     """Of what was heard, as the engine says."""
+    team: str = ""
+    gpu_ns: int = 0
+    """What it took of a GPU's time. Nothing fills it in yet."""
+    refused_by: str = ""
+    """`level.name` of the limit that refused it: `key.requests_per_minute`, `team.budget`."""
+    over_budget: str = ""
+    """The level of a soft budget that was used up when it came."""
+    worker: str = ""
+    """The incarnation whose journal it is from: filled in by the journal's reader."""
 
     @property
     def backend(self) -> str:
@@ -224,13 +233,15 @@ def new_id(unix_ms: int) -> bytes:
 class Remembered:
     """What a connection remembers of its last successful authentication."""
 
-    __slots__ = ("api_key", "authorization", "principal", "snapshot")
+    __slots__ = ("api_key", "authorization", "expires_unix_ns", "principal", "snapshot")
 
     def __init__(self) -> None:
         self.authorization: bytes | None = None
         self.api_key: bytes | None = None
         self.principal: Principal | None = None
         self.snapshot: Snapshot | None = None
+        self.expires_unix_ns = 0
+        """When the principal ceases to be one."""
 
 
 class Call(Protocol):
@@ -254,6 +265,13 @@ class Call(Protocol):
         """The timeout that has passed, if one has."""
 
 
+class Permit(Protocol):
+    """What the end of a request lets go of; `admission/permit.py` is what it is."""
+
+    def close(self) -> None:
+        """Let go of it, and book what the request took."""
+
+
 class Exchange:
     """One request while it runs. `record` is what will be kept of it.
 
@@ -268,6 +286,8 @@ class Exchange:
     model: Model | None = None
     call: Call | None = None
     """The try that is under way."""
+    permit: Permit | None = None
+    """What it holds of its limits, if it has any."""
     error: ProxyError | None = None
     opened = False
     """Its opening record is in the journal, where room is kept for the closing one."""
@@ -319,3 +339,5 @@ class Exchange:
         record.outcome = error.outcome
         record.error_code = error.error_code or error.type
         record.error = error.message[:300]
+        if error.refused_by:
+            record.refused_by = error.refused_by

@@ -5,6 +5,7 @@ follow.py           one thread a sink: poll the journal, hand it on, back off
 state.py            a sink's state in a file, replaced atomically
 
 ledger.py           rows in the database, exactly once
+spent.py            what the rows cost, summed by budget window; no I/O
 metrics.py          the table of metrics: add one here
 series.py           counters and histograms as plain lists; no clock, no I/O
 prometheus.py       the metrics' sink: counts records, keeps its state, speaks to prometheus_client

@@ -2,24 +2,45 @@
 
 The ledger never drops. A database that is down or locked is asked again; only what no database will ever take (it fails by itself
 and for what it is) is put aside, so that one record can't keep all others out.
+
+What the rows cost is summed beside them, for budgets, and written to the `spend` file, together with how far the journal was read
+for it: from then on that may be deleted, so that the file and the journal together always tell all that was spent.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, StatementError
 
+from collectors.records.spent import Spent
 from proxy.exchange import Phase, Record, encode_record
 from proxy.journal import Batch, Checkpoint
-from proxy.store import StoreError, insert_records, load_checkpoint, open_database, save_checkpoint
+from proxy.spend.file import write_spend
+from proxy.spend.tally import Amounts, Who, bounded
+from proxy.spend.windows import Period
+from proxy.store import (
+    StoreError,
+    first_since,
+    insert_records,
+    load_checkpoint,
+    open_database,
+    reader,
+    save_checkpoint,
+    spent,
+)
 
 log = logging.getLogger(__name__)
+
+WRITE_SECONDS = 1.0
+SHARE = 20
+"""Writing the spend file may take one in so many seconds, however large it is."""
 
 _FOR_GOOD = (DataError, IntegrityError, ValueError, TypeError, OverflowError)
 
@@ -29,28 +50,57 @@ class LedgerSink:
     failures: tuple[type[Exception], ...] = (StoreError, SQLAlchemyError, OSError)
     up = True
 
-    def __init__(self, url: str, collector: str, unstored: Path) -> None:
+    def __init__(
+        self, url: str, collector: str, unstored: Path, spend_path: Path, periods: Sequence[Period], currency: str
+    ) -> None:
         self._url = url
         self._collector = collector
         self._unstored = unstored
+        self._spend_path = spend_path
+        self._periods = periods
+        self._currency = currency
         self._engine: Engine | None = None
         self._stored: Checkpoint | None = None
+        self._spent: Spent | None = None
+        """None: to be read from the database."""
+        self._behind = False
+        """The position is older than the rows, which then can't be told from those that are still to come."""
+        self._changed = False
+        self._write_at = 0.0
 
     @property
     def stored(self) -> Checkpoint | None:
+        """That of the spend file."""
         return self._stored
 
     def load(self) -> Checkpoint:
         if self._engine is None:
             self._engine = open_database(self._url)
-        with self._engine.begin() as connection:
-            blob = load_checkpoint(connection, self._collector, self.name)
+        self._spent, self._behind, self._changed = None, False, True
         try:
-            self._stored = Checkpoint() if blob is None else Checkpoint.decode(blob)
+            self._spent = self._read_spent()
         except msgspec.MsgspecError as error:
             log.error("position not readable; the journal is read again, rows stay unique", extra={"error": str(error)})
-            self._stored = Checkpoint()
-        return self._stored
+            self._behind = True
+            return Checkpoint()
+        return self._spent.checkpoint
+
+    def _read_spent(self) -> Spent:
+        """What the database has: position and rows of one moment. Raises msgspec.MsgspecError."""
+        with reader(self._connected()).connect() as connection:
+            blob = load_checkpoint(connection, self._collector, self.name)
+            made = Spent(self._periods, self._currency, Checkpoint() if blob is None else Checkpoint.decode(blob))
+            made.read(
+                lambda since, until: self._sums(connection, since, until),
+                lambda since: first_since(connection, self._collector, since),
+                time.time_ns(),
+            )
+        return made
+
+    def _sums(self, connection: Connection, since_ns: int, until_ns: int) -> Iterator[tuple[Who, Amounts]]:
+        for worker, key_id, team, *amounts in spent(connection, self._collector, self._currency, since_ns, until_ns):
+            if any(amounts):
+                yield (worker, key_id, team), bounded(*amounts)
 
     def write(self, batch: Batch) -> None:
         try:
@@ -59,12 +109,18 @@ class LedgerSink:
             if not _is_for_good(error):
                 raise
             self._store(self._storable(batch.records), batch.checkpoint)
+        if not batch.more:
+            self._behind = False
 
     def _store(self, records: Sequence[Record], checkpoint: Checkpoint) -> None:
         with self._connected().begin() as connection:
-            insert_records(connection, records)
+            new = insert_records(connection, records, self._collector)
             save_checkpoint(connection, self._collector, self.name, checkpoint.encode())
-        self._stored = checkpoint
+        self._changed = True
+        if new != len(records):
+            self._spent = None  # some were there before
+        if self._spent is not None:
+            self._spent.add(records, checkpoint)
 
     def _storable(self, records: Sequence[Record]) -> list[Record]:
         """Those that the database takes; the others are put aside."""
@@ -72,7 +128,7 @@ class LedgerSink:
         for record in records:
             try:
                 with self._connected().connect() as connection:  # never committed
-                    insert_records(connection, [record])
+                    insert_records(connection, [record], self._collector)
             except Exception as error:
                 if not _is_for_good(error):
                     raise
@@ -95,10 +151,26 @@ class LedgerSink:
         return self._engine
 
     def tend(self) -> None:
-        """Nothing: what was written is committed."""
+        """Write the spend file if it is time. The rows are committed; without it they are kept in the journal as well."""
+        if time.monotonic() >= self._write_at:
+            self._write_spend()
+
+    def _write_spend(self) -> None:
+        began = time.monotonic()
+        if not self._behind and (self._changed or not self._spend_path.exists()):
+            if self._spent is None:
+                self._spent = self._read_spent()
+            write_spend(self._spend_path, self._spent.file(time.time_ns()))
+            self._stored, self._changed = self._spent.checkpoint, False
+        ended = time.monotonic()
+        self._write_at = ended + max(WRITE_SECONDS, SHARE * (ended - began))
 
     def close(self, seconds: float) -> None:
-        if self._engine is not None:
+        if self._engine is None:
+            return
+        try:
+            self._write_spend()
+        finally:
             self._engine.dispose()
 
 

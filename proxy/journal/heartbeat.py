@@ -50,6 +50,16 @@ class Heartbeat(msgspec.Struct):
     """Of the listener's certificate; 0 = it has none."""
     tasks: int = 0
     """Of asyncio."""
+    reservations: int = 0
+    """Requests that hold something of a limit or a budget."""
+    redis: str = ""
+    """What several workers share: `up`, or `down` (limits are then this worker's part of them); "" where there is no Redis."""
+    redis_failures: int = 0
+    """Round trips that failed or took too long."""
+    worker: int = 0
+    """Its place among the workers of this host; whoever takes over from it has the same."""
+    requests: int = 0
+    """Accepted so far."""
     alive: bool = True
     """Set by the reader: False is the last word of a worker that has gone."""
 

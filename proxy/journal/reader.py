@@ -13,6 +13,7 @@ count, and the file is put aside instead of deleted.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -61,6 +62,13 @@ class Checkpoint(msgspec.Struct, array_like=True):
         except (UnicodeDecodeError, RecursionError) as error:
             raise msgspec.DecodeError(str(error)) from None
 
+    def requests(self) -> Iterator[Record]:
+        """The last word of every request that hasn't ended. One that isn't a record is reported when its worker ends."""
+        for incarnation, ids in self.open.items():
+            for payload in ids.values():
+                with contextlib.suppress(msgspec.MsgspecError):
+                    yield _of(incarnation, decode_record(payload))
+
     def copy(self) -> Checkpoint:
         requests = {name: dict(ids) for name, ids in self.open.items()}
         return Checkpoint(dict(self.positions), set(self.done), requests, set(self.damaged))
@@ -68,7 +76,7 @@ class Checkpoint(msgspec.Struct, array_like=True):
 
 class Batch(NamedTuple):
     records: list[Record]
-    """Requests that ended, in the order of the journal; those of dead workers come last, as CRASHED."""
+    """Requests that ended, in the order of the journal, each with its `worker`; those of dead workers come last, as CRASHED."""
     checkpoint: Checkpoint
     more: bool
     """There is probably more to read at once."""
@@ -211,7 +219,7 @@ class _Reading:
         """Its worker is dead: what it left open has ended."""
         for payload in self.after.open.pop(incarnation).values():
             try:
-                self._records.append(_crashed(decode_record(payload)))
+                self._records.append(_crashed(_of(incarnation, decode_record(payload))))
             except msgspec.MsgspecError as error:
                 self._corrupt.append(f"{incarnation}: the last word of a request isn't a record: {error}")
 
@@ -264,7 +272,7 @@ class _Reading:
         try:
             phase, identity = peek_record(payload)
             if phase == Phase.CLOSING:
-                self._records.append(decode_record(payload))
+                self._records.append(_of(name.incarnation, decode_record(payload)))
                 open_requests.pop(identity, None)
             else:
                 open_requests[identity] = payload
@@ -274,6 +282,11 @@ class _Reading:
     def _damage(self, name: SegmentName, reason: str) -> None:
         self.after.damaged.add(str(name))
         self._corrupt.append(f"{name}: {reason}")
+
+
+def _of(incarnation: str, record: Record) -> Record:
+    record.worker = incarnation
+    return record
 
 
 def _crashed(record: Record) -> Record:

@@ -87,7 +87,7 @@ def open_engine(url: str) -> Engine:
 
 
 def reader(engine: Engine) -> Engine:
-    """The same database, for transactions that only read: on SQLite they take no write lock."""
+    """The same database, for transactions that only read: each sees one moment, and on SQLite they take no write lock."""
     return engine.execution_options(reads_only=True)
 
 
@@ -134,6 +134,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _begin_postgresql(connection: Connection) -> None:
+    if connection.get_execution_options().get("reads_only"):
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {STATEMENT_MS}")
 
 

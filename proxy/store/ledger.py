@@ -10,14 +10,14 @@ thousand requests a second on a core that it shares.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, Connection, Select, and_, case, func, select, text, true
+from sqlalchemy import Column, ColumnElement, Connection, Integer, Select, and_, case, func, literal, select, text, true
 
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, EngineTimings, Record, UsageSource
@@ -35,13 +35,16 @@ _SAME_NAME = (
     *("operation", "key_id", "key_name", "trace_flags", "stream", "temperature", "top_p", "request_bytes", "status"),
     *("read_ns", "authenticated_ns", "admitted_ns", "sent_ns", "first_byte_ns", "first_token_ns", "first_content_ns"),
     *("last_token_ns", "upstream_ended_ns", "ended_ns", "chunks", "response_bytes", "unsent_bytes"),
-    *("currency", "inter_token_sum_ns", "inter_token_max_ns"),
+    *("currency", "inter_token_sum_ns", "inter_token_max_ns", "team", "worker", "refused_by", "over_budget"),
 )
 """Columns that hold the Record's field of the same name, as it is."""
 
 _TEXTS = ("client_request_id", "client_address", "model", "error_code", "error")
-_COUNTS = ("choices", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds", "cost_nano")
+_COUNTS = (
+    *("choices", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds", "cost_nano", "gpu_ns"),
+)
 _DERIVED = (
+    "collector",
     *("day", "id", "received_at", "trace_id", "span_id", "parent_span_id", "backend", "end_user", "max_tokens", "outcome"),
     *("usage_source", "finish_reasons", "inter_token_counts", "attempts", "proxy_added_ns"),
     *("engine_queue_ms", "engine_time_to_first_token_ms", "engine_prefill_ms", "engine_decode_ms"),
@@ -56,11 +59,12 @@ _json = msgspec.json.Encoder().encode
 _NO_TIMINGS = EngineTimings()
 
 
-def insert_records(connection: Connection, records: Sequence[Record]) -> int:
-    """Store what ended → how many weren't there before. One statement; the caller's transaction commits it."""
+def insert_records(connection: Connection, records: Sequence[Record], collector: str = "") -> int:
+    """Store what ended → how many weren't there before. One statement; the caller's transaction commits it. `collector` is who
+    stores them."""
     if not records:
         return 0
-    rows: Any = [_row(record) for record in records]
+    rows: Any = [_row(record, collector) for record in records]
     sql = _insert_sql("?" if connection.dialect.paramstyle == "qmark" else "%s")
     return connection.exec_driver_sql(sql, rows, execution_options={"preserve_rowcount": True}).rowcount
 
@@ -72,10 +76,11 @@ def _insert_sql(marker: str) -> str:
     return f"INSERT INTO {requests.name} ({columns}) VALUES ({markers}) ON CONFLICT (day, id) DO NOTHING"  # noqa: S608 (ours)
 
 
-def _row(record: Record) -> tuple[object, ...]:
+def _row(record: Record, collector: str) -> tuple[object, ...]:
     """In the order of `_COLUMNS`. Text and counts that others chose are made storable: no NUL (PostgreSQL), at most 63 bits."""
     engine = record.engine or _NO_TIMINGS
     return (
+        collector,
         _day(record.received_unix_ns // _DAY_NS),
         record.id.hex(),
         record.received_unix_ns,
@@ -140,7 +145,7 @@ def save_checkpoint(connection: Connection, collector: str, sink: str, position:
 
 # -- sums --
 
-By = Literal["key", "model", "backend", "day"]
+By = Literal["key", "team", "model", "backend", "day"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OK = (Outcome.OK.label, Outcome.CACHED.label, Outcome.COALESCED.label)
@@ -152,6 +157,7 @@ _COUNTED: dict[str, ColumnElement[bool]] = {
 _SUMMED = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds")
 _GROUPS: dict[By, tuple[Column[Any], Column[Any]]] = {
     "key": (requests.c.key_id, requests.c.key_name),
+    "team": (requests.c.team, requests.c.team),
     "model": (requests.c.model, requests.c.model),
     "backend": (requests.c.backend, requests.c.backend),
     "day": (requests.c.day, requests.c.day),
@@ -162,8 +168,8 @@ _GROUPS: dict[By, tuple[Column[Any], Column[Any]]] = {
 class UsageRow(msgspec.Struct, kw_only=True):
     """Sums over one group's requests: exact integers. `errors` is whatever is neither ok, client_gone nor crashed.
 
-    `group` is the key's id, the model, the backend or the UTC day; `label` is what people call it. The first-token times are
-    nearest-rank percentiles (a time that some request really had) over those that got a token; None if none did.
+    `group` is the key's id, the team, the model, the backend or the UTC day; `label` is what people call it. The first-token
+    times are nearest-rank percentiles (a time that some request really had) over those that got a token; None if none did.
     """
 
     group: str
@@ -242,3 +248,56 @@ def _percentiles(by: By, span: ColumnElement[bool]) -> Select[Any]:
     ranked = select(group, value, rank, count).where(span, value > 0).subquery()
     at = [func.max(case((ranked.c.rank == (ranked.c.count * p + 99) // 100, ranked.c.first_token_ns))) for p in (50, 95)]
     return select(ranked.c.grouped, *at).group_by(ranked.c.grouped)
+
+
+# -- what was spent --
+
+_HALF = 32
+"""Sums are made of upper and lower halves: a sum of what engines claim may have more than 63 bits, which SQLite refuses."""
+
+
+class SpentRow(NamedTuple):
+    """Sums over one collector's requests of one worker, key and team: exact integers."""
+
+    worker: str
+    key_id: str
+    team: str
+    cost_nano: int
+    tokens: int
+    gpu_ns: int
+
+
+def spent(connection: Connection, collector: str, currency: str, since_ns: int, until_ns: int) -> Iterator[SpentRow]:
+    """What `collector` has stored of requests received from `since_ns` (included) to `until_ns` (not included): money in
+    `currency`, tokens (input and output), ns of a GPU's time. A scan of the range.
+
+    Rows of before it was known who stored them are everybody's, as those of the worker "".
+    """
+    without_deadline(connection)
+    row = requests.c
+    cost = case((row.currency == currency, row.cost_nano), else_=0)
+    halves = [half for amount in (cost, row.input_tokens, row.output_tokens, row.gpu_ns) for half in _halves(amount)]
+    who = (row.worker, row.key_id, row.team)
+    query = select(*who, *halves).where(_stored_by(collector, since_ns, until_ns)).group_by(*who)
+    for worker, key_id, team, *sums in connection.execute(query):
+        money, read, written, gpu_ns = ((int(high) << _HALF) + int(low) for high, low in zip(sums[::2], sums[1::2], strict=True))
+        yield SpentRow(worker, key_id, team, money, read + written, gpu_ns)
+
+
+def first_since(connection: Connection, collector: str, since_ns: int) -> int | None:
+    """When the first of those requests was received that came at `since_ns` or later; None if there is none."""
+    query = select(func.min(requests.c.received_at)).where(_stored_by(collector, since_ns, _MAX_INTEGER))
+    received_at: int | None = connection.execute(query).scalar_one()
+    return received_at
+
+
+def _halves(amount: ColumnElement[int]) -> tuple[ColumnElement[int], ColumnElement[int]]:
+    return func.sum(amount.bitwise_rshift(literal(_HALF, Integer))), func.sum(amount.bitwise_and((1 << _HALF) - 1))
+
+
+def _stored_by(collector: str, since_ns: int, until_ns: int) -> ColumnElement[bool]:
+    """By day first, because that is what the table is ordered by."""
+    first, last = (date(1970, 1, 1) + timedelta(ns // _DAY_NS) for ns in (since_ns, until_ns))
+    row = requests.c
+    within = and_(row.day >= first, row.received_at >= since_ns, row.day <= last, row.received_at < until_ns)
+    return and_(within, row.collector.in_((collector, "")))

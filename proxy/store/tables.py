@@ -112,11 +112,18 @@ requests = Table(
     # what later versions know, with what an older one's row has instead
     Column("client_address", Text, nullable=False, server_default=text("''")),
     Column("audio_seconds", BigInteger, nullable=False, server_default=text("0")),
+    Column("team", Text, nullable=False, server_default=text("''")),
+    Column("worker", Text, nullable=False, server_default=text("''")),
+    Column("gpu_ns", BigInteger, nullable=False, server_default=text("0")),
+    Column("refused_by", Text, nullable=False, server_default=text("''")),
+    Column("over_budget", Text, nullable=False, server_default=text("''")),
+    Column("collector", Text, nullable=False, server_default=text("''")),
     PrimaryKeyConstraint("day", "id"),
     sqlite_with_rowid=False,
 )
 """The ledger: one row per accepted request. The key begins with the UTC day of `received_at`, so that PostgreSQL can partition by
-it and a report over some days reads only those."""
+it and a report over some days reads only those. `collector` stored the row, from the journal of `worker`; both are empty in rows
+of before there were these columns."""
 
 checkpoints = Table(
     "checkpoints",

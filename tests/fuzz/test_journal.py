@@ -84,7 +84,8 @@ _size = st.sampled_from([0, 100, 16 * 1024])
 
 
 def read(segments: dict[SegmentName, bytes], limit: int) -> tuple[list[Record], list[str], Checkpoint]:
-    """What comes out, what is reported, and the last checkpoint."""
+    """What comes out, as it was appended, what is reported, and the last checkpoint."""
+    incarnations = {name.incarnation for name in segments}
     with tempfile.TemporaryDirectory() as directory:
         for name, data in segments.items():
             (Path(directory) / str(name)).write_bytes(data)
@@ -94,7 +95,8 @@ def read(segments: dict[SegmentName, bytes], limit: int) -> tuple[list[Record], 
         for polls in count():
             assert polls < MOST_POLLS
             batch = tail.poll(checkpoint, limit)
-            records += batch.records
+            assert {record.worker for record in batch.records} <= incarnations
+            records += [msgspec.structs.replace(record, worker="") for record in batch.records]
             reports += batch.corrupt
             checkpoint = Checkpoint.decode(batch.checkpoint.encode())
             if not batch.more:

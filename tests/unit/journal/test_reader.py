@@ -25,6 +25,11 @@ def ids(records: list[Record]) -> list[bytes]:
     return [record.id for record in records]
 
 
+def of(journal: Journal, *numbers: int) -> list[Record]:
+    """As they are read from its segments."""
+    return [make_record(number, worker=journal.incarnation) for number in numbers]
+
+
 def test_nothing_there_is_nothing_to_read(tmp_path: Path) -> None:
     batch = Tail(tmp_path / "missing").poll(Checkpoint())
     assert batch == ([], Checkpoint(), False, [])
@@ -40,7 +45,7 @@ def test_only_what_has_ended_comes_out(tmp_path: Path) -> None:
     assert set(batch.checkpoint.open[journal.incarnation]) == {identity(1), identity(2)}
     journal.append(closing(make_record(2)))
     records, batch = read_all(tmp_path, batch.checkpoint)
-    assert records == [make_record(2)]
+    assert records == of(journal, 2)
     assert set(batch.checkpoint.open[journal.incarnation]) == {identity(1)}
     journal.close()
 
@@ -52,7 +57,7 @@ def test_a_poll_changes_nothing(tmp_path: Path) -> None:
     before = read_all(tmp_path)[1].checkpoint
     kept = before.encode()
     journal.append(closing(make_record(1)))
-    assert read_all(tmp_path, before)[0] == read_all(tmp_path, before)[0] == [make_record(1)]
+    assert read_all(tmp_path, before)[0] == read_all(tmp_path, before)[0] == of(journal, 1)
     assert before.encode() == kept
     journal.close()
 
@@ -97,7 +102,7 @@ def test_a_clean_end_leaves_nothing_open(tmp_path: Path) -> None:
     journal.append(closing(make_record(1)))
     journal.close()
     records, batch = read_all(tmp_path)
-    assert records == [make_record(1)]
+    assert records == of(journal, 1)
     assert batch.checkpoint.done == {f"{journal.incarnation}-000001.seg"}
     assert batch.checkpoint.positions == {}
     assert batch.checkpoint.open == {}
@@ -113,6 +118,31 @@ def test_several_incarnations_keep_to_themselves(tmp_path: Path) -> None:
     living.append(closing(make_record(2)))
     assert ids(read_all(tmp_path, batch.checkpoint)[0]) == [identity(2)]
     living.close()
+
+
+def test_a_record_says_whose_journal_it_is_from_and_the_journal_does_not(tmp_path: Path) -> None:
+    dead = dead_segment(tmp_path, opening(make_record(1)), closing(make_record(2)))
+    living = Journal(tmp_path, SEGMENT_BYTES)
+    living.append(opening(make_record(3)))
+    living.append(closing(make_record(4)))
+    records, batch = read_all(tmp_path)
+    name = dead.name[: len(living.incarnation)]
+    assert {record.id: record.worker for record in records} == {
+        identity(1): name,
+        identity(2): name,
+        identity(4): living.incarnation,
+    }
+    assert list(batch.checkpoint.requests()) == of(living, 3)
+    assert name.encode() not in dead.read_bytes()
+    living.close()
+
+
+def test_open_requests_are_told_but_for_what_is_none(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, SEGMENT_BYTES)
+    journal.append(opening(make_record(1))[:17] + b"\xc1")
+    journal.append(opening(make_record(2)))
+    assert list(read_all(tmp_path)[1].checkpoint.requests()) == of(journal, 2)
+    journal.close()
 
 
 @pytest.mark.parametrize("limit", [1, 7, 100])
@@ -172,7 +202,7 @@ def test_a_record_longer_than_a_read_is_read(tmp_path: Path) -> None:
         journal.append(closing(record))
     records, _ = read_all(tmp_path)
     assert ids(records) == [identity(0), identity(1), identity(2)]
-    assert records[1] == long
+    assert records[1] == msgspec.structs.replace(long, worker=journal.incarnation)
     journal.close()
 
 
@@ -243,7 +273,7 @@ def test_a_flipped_bit_is_damage_and_never_a_wrong_record(
     put_segment(directory, bytes(flipped))
     hit = sum(end <= place for end in ends[1:])
     records, batch = read_all(directory)
-    assert records == [make_record(number) for number in range(3) if number != hit], "all the others"
+    assert records == [make_record(number, worker="0" * 24) for number in range(3) if number != hit], "all the others"
     assert batch.checkpoint.done
     assert batch.corrupt or (hit == 2 and not marked), "the last may as well have been torn by a kill"
     assert bool(batch.corrupt) == bool(batch.checkpoint.damaged)

@@ -64,6 +64,16 @@ def test_a_reader_neither_waits_for_a_writer_nor_sees_half_of_its_work(engine: E
         assert len(list_keys(reading)) == revision(reading) == 1
 
 
+def test_a_reader_sees_one_moment(engine: Engine) -> None:
+    """What two queries say belongs together, whatever is committed between them."""
+    with reader(engine).connect() as reading:
+        assert revision(reading) == 0
+        with engine.begin() as writing:
+            create_key(writing, "alice")
+        assert list_keys(reading) == []
+        assert revision(reading) == 0
+
+
 def test_a_transaction_that_reads_first_can_still_write(sqlite: Engine) -> None:  # failure 65
     """With a deferred transaction it couldn't, once somebody else had written: SQLite gives up at once, whatever the patience."""
     with sqlite.begin() as connection, closing(sqlite3.connect(str(sqlite.url.database), timeout=0)) as other:

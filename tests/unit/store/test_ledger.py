@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, EngineTimings, Record, UsageSource
-from proxy.store import insert_records, load_checkpoint, reader, save_checkpoint, usage
+from proxy.store import SpentRow, first_since, insert_records, load_checkpoint, reader, save_checkpoint, spent, usage
 from proxy.store.ledger import By
 from proxy.store.tables import requests
 
@@ -59,6 +59,10 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
         inter_token_counts=[0, 3, 1],
         attempts=[Attempt("a", 1, 2, 3, 4, 503, False, "refused"), Attempt("b", 5, 6, 7, 8, 200, True)],
         engine=EngineTimings(1.5, 2.5, 3.5, 4.5, 5.5),
+        team="search",
+        refused_by="team.budget",
+        over_budget="key",
+        worker="incarnation",
     )
     numbered = [name for name in Record.__struct_fields__ if name.endswith(("_ns", "_bytes", "_tokens", "_nano", "_seconds"))]
     numbered = [
@@ -67,13 +71,15 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
     for value, name in enumerate(numbered, 1000):
         setattr(made, name, value)
     with engine.begin() as connection:
-        assert insert_records(connection, [made]) == 1
+        assert insert_records(connection, [made], "host") == 1
     assert stored(engine) == [
         {
             **{name: getattr(made, name) for name in numbered},
             **{name: getattr(made, name) for name in ("operation", "client_request_id", "key_id", "key_name", "model", "stream")},
             **{name: getattr(made, name) for name in ("max_tokens", "temperature", "top_p", "status", "error_code", "error")},
             **{name: getattr(made, name) for name in ("finish_reasons", "currency", "inter_token_counts", "client_address")},
+            **{name: getattr(made, name) for name in ("team", "refused_by", "over_budget", "worker")},
+            "collector": "host",
             "day": date(2026, 11, 20),
             "id": "0000000000000000000000000000001f",
             "trace_id": "000102030405060708090a0b0c0d0e0f",
@@ -130,6 +136,7 @@ def test_the_day_is_the_one_in_utc(engine: Engine, received: int) -> None:
 def test_what_no_database_can_hold_is_made_to_fit(engine: Engine) -> None:  # failure 37, 70
     """One unstorable record must not keep the ledger from going on."""
     made = record(
+        gpu_ns=2**63,
         model="a\0b'; DROP TABLE requests; --",
         user="\0",
         error="\0\n\r\x1b",
@@ -192,6 +199,7 @@ def seeded(count: int) -> list[Record]:
             received_unix_ns=NOON + chance.randrange(-30, 30) * HOUR + chance.randrange(10**9),
             key_id=f"key_{chance.randrange(3)}",
             key_name=chance.choice(["alice", "bob"]),
+            team=chance.choice(["", "red", "blue"]),
             model=chance.choice(["small", "large", ""]),
             outcome=chance.choice(list(Outcome)),
             input_tokens=chance.randrange(1000),
@@ -210,7 +218,7 @@ def seeded(count: int) -> list[Record]:
 
 def group_of(by: By, made: Record) -> str:
     day = datetime.fromtimestamp(made.received_unix_ns // 10**9, UTC).date().isoformat()
-    return {"key": made.key_id, "model": made.model, "backend": made.backend, "day": day}[by]
+    return {"key": made.key_id, "team": made.team, "model": made.model, "backend": made.backend, "day": day}[by]
 
 
 def nearest_rank(values: list[int], percent: int) -> int | None:
@@ -222,7 +230,7 @@ def classed(made: Record) -> str:
     return {**ok, Outcome.CLIENT_GONE: "client_gone", Outcome.CRASHED: "crashed"}.get(Outcome(made.outcome), "errors")
 
 
-@pytest.mark.parametrize("by", ["key", "model", "backend", "day"])
+@pytest.mark.parametrize("by", ["key", "team", "model", "backend", "day"])
 @pytest.mark.parametrize(
     ("since", "until"),
     [
@@ -275,3 +283,53 @@ def test_a_time_without_a_zone_is_refused(engine: Engine) -> None:
 def test_nothing_used(engine: Engine) -> None:
     with engine.connect() as connection:
         assert usage(connection) == []
+
+
+# -- what was spent --
+
+FOREVER = 2**63 - 1
+
+
+def sums_of(records: list[Record], currency: str, since: int = 0, until: int = FOREVER) -> list[SpentRow]:
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for made in records:
+        if since <= made.received_unix_ns < until:
+            row = rows.setdefault((made.worker, made.key_id, made.team), [0, 0, 0])
+            row[0] += made.cost_nano * (made.currency == currency)
+            row[1] += made.input_tokens + made.output_tokens
+            row[2] += made.gpu_ns
+    return [SpentRow(*who, *amounts) for who, amounts in sorted(rows.items())]
+
+
+@pytest.mark.parametrize(("since", "until"), [(0, FOREVER), (NOON - 5 * HOUR, NOON + 7 * HOUR), (NOON + 7 * HOUR, FOREVER)])
+def test_what_was_spent_is_the_sum_of_a_collector_s_own_rows(engine: Engine, since: int, until: int) -> None:
+    mine, theirs, old = seeded(200), seeded(200), seeded(50)
+    for number, made in enumerate([*mine, *theirs, *old]):
+        made.id, made.gpu_ns = number.to_bytes(16), number * 10**9
+        made.worker = "" if number >= 400 else f"{'mine' if number < 200 else 'theirs'}-{number % 3}"
+    with engine.begin() as connection:
+        for records, collector in ((mine, "me"), (theirs, "them"), (old, "")):
+            insert_records(connection, records, collector)
+    with reader(engine).connect() as connection:
+        for collector, records in (("me", mine), ("them", theirs), ("nobody", [])):
+            rows = sorted(spent(connection, collector, "EUR", since, until))
+            assert rows == sums_of([*records, *old], "EUR", since, until), "and what nobody knows whose it is"
+
+
+def test_the_bounds_are_the_first_instant_and_the_one_after_the_last(engine: Engine) -> None:
+    records = [record(at, received_unix_ns=NOON + at, input_tokens=10**at) for at in range(5)]
+    with engine.begin() as connection:
+        insert_records(connection, records, "me")
+        assert [row.tokens for row in spent(connection, "me", "EUR", NOON + 1, NOON + 3)] == [110]
+        found = [first_since(connection, "me", NOON + at) for at in (-1, 0, 4, 5)]
+        assert found == [NOON, NOON, NOON + 4, None]
+        assert first_since(connection, "them", 0) is None
+
+
+def test_what_no_integer_of_a_database_holds_is_summed_all_the_same(engine: Engine) -> None:  # failure 37
+    """What engines claim must not keep the ledger from knowing what was spent."""
+    claimed = {"input_tokens": FOREVER, "output_tokens": FOREVER, "cost_nano": FOREVER, "gpu_ns": FOREVER, "currency": "EUR"}
+    with engine.begin() as connection:
+        insert_records(connection, [record(number, **claimed) for number in range(3)], "me")
+        [row] = spent(connection, "me", "EUR", 0, FOREVER)
+    assert row == SpentRow("", "", "", 3 * FOREVER, 6 * FOREVER, 3 * FOREVER)
