@@ -11,11 +11,13 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, get_type_hints
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import parse_qsl, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from msgspec import Meta, Struct
@@ -25,7 +27,23 @@ from proxy.pricelist import CURRENCY, pricelist
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Bytes = Annotated[int, Meta(ge=1)]
 Price = Annotated[Decimal, Meta()]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Meta(pattern=_NAME)]
+OperationName = Literal[
+    "chat",
+    "completions",
+    "responses",
+    "messages",
+    "count_tokens",
+    "embeddings",
+    "rerank",
+    "score",
+    "transcriptions",
+    "translations",
+    "tokenize",
+    "detokenize",
+]
+"""What engines are asked for, as rows of the ledger call it. The list of models isn't among it: who has a key may see it."""
 
 
 class SettingsError(Exception):
@@ -90,10 +108,88 @@ class BoundsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model without a price costs nothing."""
+    """A model without a price costs nothing.
+
+    assumed_output_tokens: what limits and budgets set aside for an answer whose request doesn't say how long it may become.
+    """
 
     price: PriceSettings | None = None
     bounds: BoundsSettings = BoundsSettings()
+    assumed_output_tokens: Annotated[int, Meta(ge=1)] = 1024
+
+
+class BudgetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """So much of one thing: `money` (in `currency`), `tokens` (input and output) or `gpu_seconds`, from midnight to midnight in
+    `time_zone`; a week begins on Monday. A `soft` one refuses nothing, it is only told of."""
+
+    money: Annotated[Decimal, Meta()] | None = None
+    tokens: Annotated[int, Meta(ge=1)] | None = None
+    gpu_seconds: Annotated[int, Meta(ge=1)] | None = None
+    per: Literal["day", "week", "month", "total"]
+    time_zone: str = "UTC"
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        said = [name for name in ("money", "tokens", "gpu_seconds") if getattr(self, name) is not None]
+        if len(said) != 1:
+            raise ValueError(f"a budget of {' and '.join(said) or 'nothing'}; allowed: one of money, tokens, gpu_seconds")
+        if self.money is not None and not (self.money.is_finite() and 0 < self.money <= 1_000_000_000):
+            raise ValueError(f"money: {self.money} is not an amount; allowed: more than 0, up to 1000000000")
+        try:
+            ZoneInfo(self.time_zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"time_zone: {self.time_zone!r} is not known; allowed: names such as UTC or Europe/Vienna") from None
+
+
+class AllowanceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a key, a team or everyone together may use; what isn't set is not limited. Of all that applies the tightest counts.
+
+    requests_per_minute, ..tokens_per_minute: a minute's worth may come at once; then it fills up again steadily. Tokens are set
+    aside when a request comes and set right when it has ended.
+    concurrent_requests: from a request's beginning to the last byte of its answer.
+    max_input_tokens: of one request.
+    models: names or patterns (`qwen*`; `*`, `?`, `[abc]`, upper and lower case differ); others don't exist for the caller.
+    operations: what may be asked for.
+    expires: from this moment on nothing may be; with its zone, such as 2026-12-31T18:00:00+01:00.
+    """
+
+    requests_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    input_tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    output_tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    concurrent_requests: Annotated[int, Meta(ge=1)] | None = None
+    max_input_tokens: Annotated[int, Meta(ge=1)] | None = None
+    models: tuple[Annotated[str, Meta(min_length=1)], ...] | None = None
+    operations: tuple[OperationName, ...] | None = None
+    expires: Annotated[datetime, Meta(tz=True)] | None = None
+    budgets: tuple[BudgetSettings, ...] = ()
+
+
+class KeySettings(AllowanceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of the key in use that has this name."""
+
+    team: Name | None = None
+
+
+class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What several workers share: limits and budgets. All keys begin with `{prefix}:`, and are of one slot in a cluster.
+    `timeout`: seconds that a request waits for it at most."""
+
+    url: str
+    prefix: Name = "glasshouse"
+    timeout: Annotated[float, Meta(gt=0, le=0.1)] = 0.1
+
+    def __post_init__(self) -> None:
+        if not _is_redis_url(self.url):
+            raise ValueError(
+                "url: not usable as Redis's address; allowed: redis[s]://[USER:PASSWORD@]HOST[:PORT][/DB] or unix://PATH"
+            )
+
+    @property
+    def shown(self) -> str:
+        """The address, for people: without user, password and options."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,6 +276,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backends: list[BackendSettings] = []
     models: dict[str, ModelSettings] = {}
     bounds: BoundsSettings = BoundsSettings()
+    everyone: AllowanceSettings = AllowanceSettings()
+    teams: dict[str, AllowanceSettings] = {}
+    keys: dict[str, KeySettings] = {}
+    """By the name of the key in use (`glasshouse keys create NAME`)."""
+    redis: RedisSettings | None = None
     timeouts: TimeoutSettings = TimeoutSettings()
     limits: LimitSettings = LimitSettings()
     tls: TlsSettings | None = None
@@ -215,10 +316,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"models.{name}.price.from: {model.price.from_!r} has its price in {CURRENCY}, and currency is "
                     f"{self.currency!r}; allowed: input, cached_input and output in {self.currency}"
                 )
-        if self.workers > 1:
+        for name in self.teams:
+            if not re.fullmatch(_NAME, name):
+                raise ValueError(f"teams: {name!r} is not a team's name; allowed: {_NAME}")
+        for name, key in self.keys.items():
+            if key.team is not None and key.team not in self.teams:
+                known = ", ".join(self.teams) or "none is declared"
+                raise ValueError(f"keys.{name}.team: there is no team {key.team!r}; allowed: those of `teams` ({known})")
+        if self.workers > 1 and self.redis is None:
             raise ValueError(
-                f"workers: {self.workers} is not allowed; allowed: 1 "
-                "(several workers share limits through Redis, which this version doesn't use yet)"
+                f"workers: {self.workers} is not allowed without Redis, through which workers share limits and budgets; "
+                "allowed: 1, or set redis.url"
             )
         names = [self.backend_name(i) for i in range(len(self.backends))]
         if twice := {name for name in names if names.count(name) > 1}:
@@ -226,6 +334,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def backend_name(self, index: int) -> str:
         return self.backends[index].name or f"backend-{index}"
+
+    @property
+    def allowances(self) -> list[AllowanceSettings]:
+        """Everything that is declared."""
+        return [self.everyone, *self.teams.values(), *self.keys.values()]
 
     # -- places in the state directory (ARCHITECTURE §7) --
 
@@ -246,6 +359,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.state_path / "snapshot"
 
     @property
+    def spend_path(self) -> Path:
+        """What was spent so far, as far as the collector has stored it."""
+        return self.state_path / "spend"
+
+    @property
     def last_reload_path(self) -> Path:
         return self.state_path / "last-reload"
 
@@ -255,7 +373,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def database_url(self) -> str:
-        return self.database or f"sqlite:///{self.state_path.absolute() / 'glasshouse.db'}"
+        return self.database or f"sqlite:///{self.database_path}"
+
+    @property
+    def database_path(self) -> Path:
+        """Of the one that is taken if none is named."""
+        return self.state_path.absolute() / "glasshouse.db"
 
     # -- reading and writing --
 
@@ -288,6 +411,19 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _is_redis_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    if parts.fragment or not all(option.startswith("ssl_") for option, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        return False
+    if parts.scheme == "unix":
+        return bool(parts.path)
+    return parts.scheme in ("redis", "rediss") and bool(parts.hostname) and re.fullmatch(r"/?\d{0,6}", parts.path) is not None
+
+
 def _priced(mapping: Any) -> Any:
     """The same, with prices filled in `from` the price list. What a file of ours holds is complete: the list isn't opened.
     Raises SettingsError: no such row."""
@@ -314,6 +450,8 @@ def _priced_model(name: str, model: Any) -> Any:
 
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$[^`]*)`)?$", re.DOTALL)
+_SECRET = ("redis", "database")
+"""Sections whose values may hold a password."""
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
@@ -325,8 +463,11 @@ def _explain(text: str, mapping: object) -> str:
     value: Any = mapping
     section: Any = Settings
     for name, index in _STEP.findall(path):
-        if index == "...":  # msgspec names no key of a mapping; the message itself says what is wrong
-            value, section = None, _element(section)
+        if index == "...":  # msgspec names no key of a mapping
+            section = _element(section)
+            name = _first_wrong(value, section)
+            path = path.replace("[...]", f".{name}", 1)
+            value = value[name]
             continue
         try:
             value = value[int(index)] if index else value[name]
@@ -339,9 +480,23 @@ def _explain(text: str, mapping: object) -> str:
         return f"{field}: there is no setting {unknown[1]!r} here; allowed: {allowed}"
     if field == "the file" and ":" in what:
         return what  # a check over several fields, which names its own
-    if isinstance(value, dict | list) or value is None:
+    if get_origin(section) is Literal:
+        what = f"{what}; allowed: {', '.join(map(str, get_args(section)))}"
+    elif section is datetime:
+        what = f"{what}; allowed: a time with its zone, such as 2026-12-31T18:00:00+01:00"
+    if isinstance(value, dict | list) or value is None or field.startswith(_SECRET):
         return f"{field}: {what}"
     return f"{field}: {value!r} is not allowed: {what}"
+
+
+def _first_wrong(mapping: dict[str, Any], section: Any) -> str:
+    """The key of the value that msgspec found fault with: it goes through a mapping in its order."""
+    for name, value in mapping.items():
+        try:
+            msgspec.convert(value, section)
+        except msgspec.ValidationError:
+            return name
+    raise AssertionError("nothing is wrong with it")
 
 
 def _hint(section: Any, name: str) -> Any:
@@ -349,9 +504,9 @@ def _hint(section: Any, name: str) -> Any:
         hint = get_type_hints(section).get(name)
     except TypeError:
         return None
-    return hint.__args__[0] if isinstance(hint, UnionType) else hint
+    return get_args(hint)[0] if get_origin(hint) in (Union, UnionType) else hint
 
 
 def _element(section: Any) -> Any:
-    arguments = getattr(section, "__args__", ())
+    arguments = [each for each in get_args(section) if each is not ...]
     return arguments[-1] if arguments else None

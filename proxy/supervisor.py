@@ -1,9 +1,10 @@
 """The parent of all that `glasshouse up` runs: N workers, a collector, a control process and their companions.
 
 It binds the listening sockets and keeps them open, so a worker that restarts refuses nobody: connections wait in the kernel's
-queue until the next incarnation takes them. It holds the state directory's lock, writes the effective settings there, starts
-what is in its table of children, restarts what dies, and stops everything in the order in which nothing is lost: workers
-finish their answers, the collector reads the journal to its end, then the rest.
+queue until the next incarnation takes them. Several workers have a socket each on one address, over which the kernel spreads
+connections; one that can't come up again is taken off it. It holds the state directory's lock, writes the effective settings
+there, starts what is in its table of children, restarts what dies, and stops everything in the order in which nothing is lost:
+workers finish their answers, the collector reads the journal to its end, then the rest.
 
 It must not know what its children do. A child is data: a command line, a URL that answers 200 when it is ready, and when it
 stops. Children run in sessions of their own (Ctrl-C reaches the supervisor alone) and the kernel kills them when the
@@ -80,8 +81,10 @@ class Stage(IntEnum):
 class Child:
     """What to run. `ready_url` answers 200 when it is up.
 
-    handover: the signal by which one learns that another has taken its place; None: two of it can't run at the same time. With
-    one, it understands `--ready-fd N`: take over from another, say so by writing to this descriptor, don't accept before.
+    handover: the signal by which one learns that another has taken its place; None: two of it can't run at the same time.
+    shared: others answer at its address too.
+    With either it understands `--ready-fd N`: say that it is ready by writing to this descriptor; with `handover` also
+    `--take-over`: don't accept before.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Child:
     fd: int | None = None
     """A listening socket that it inherits."""
     handover: signal.Signals | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,12 @@ def children_of(settings: Settings, file: Path, listeners: Listeners) -> list[Ch
         Child(
             f"worker-{index}",
             Stage.WORKER,
-            (*python, "proxy.worker", "--settings", str(file), "--fd", str(fd)),
+            (*python, "proxy.worker", "--place", str(index), "--settings", str(file), "--fd", str(fd)),
             _url(settings.listen, "/ready", tls=settings.tls is not None),
             drain,
             fd=fd,
             handover=signal.SIGUSR1,
+            shared=len(listeners.workers) > 1,
         )
         for index, fd in enumerate(listeners.workers)
     ]
@@ -535,6 +540,8 @@ class _Kept:
             if not self._stopping:
                 delay = backoff.after(was_ready)
                 self._report_death(delay)
+                if self.child.shared and self._deaths > 1 and not self._replaces:
+                    self._withdraw()
                 self._resting = True
                 self._hurry.clear()
                 with contextlib.suppress(TimeoutError):
@@ -567,10 +574,22 @@ class _Kept:
         self._deaths = 1 if was_ready else self._deaths + 1
         return was_ready
 
+    def _withdraw(self) -> None:
+        """Leave the address to the others until an incarnation listens again: what the kernel would go on putting into this one's
+        queue would wait for nobody. What waits there already is reset, so that it can try again."""
+        if self.child.fd is not None:
+            with socket.socket(fileno=os.dup(self.child.fd)) as listener, contextlib.suppress(OSError):  # it doesn't listen
+                listener.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def _replaces(self) -> bool:
+        """There is one whose place this incarnation is to take."""
+        return self._takes_over and not self.was_ready
+
     @property
     def _says_itself(self) -> bool:
-        """A probe of the address might be answered by the one whose place it is to take."""
-        return self._takes_over and not self.was_ready
+        """A probe of the address might be answered by another."""
+        return self._replaces or self.child.shared
 
     async def _spawn(self, says: int) -> asyncio.subprocess.Process:
         child, argv = self.child, list(self.child.argv)
@@ -578,6 +597,8 @@ class _Kept:
         if self._says_itself:
             argv += ["--ready-fd", str(says)]
             inherited.append(says)
+        if self._replaces:
+            argv.append("--take-over")
         with open_log(self._log_file) as output:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *argv),

@@ -206,6 +206,32 @@ def _cost(seen: Seen, series: Series) -> None:
         series.add((seen.model, seen.key, seen.bounds.bound("currency", seen.record.currency or "none")), seen.record.cost_nano)
 
 
+def _team_tokens(seen: Seen, series: Series) -> None:
+    record = seen.record
+    team = seen.bounds.bound("team", record.team or "none")
+    if record.input_tokens:
+        series.add((team, "input"), record.input_tokens)
+    if record.output_tokens:
+        series.add((team, "output"), record.output_tokens)
+
+
+def _team_cost(seen: Seen, series: Series) -> None:
+    bound, record = seen.bounds.bound, seen.record
+    if record.cost_nano:
+        series.add((bound("team", record.team or "none"), bound("currency", record.currency or "none")), record.cost_nano)
+
+
+def _limit_rejections(seen: Seen, series: Series) -> None:
+    if seen.record.refused_by:
+        level, _, limit = seen.record.refused_by.partition(".")
+        series.add((seen.bounds.bound("level", level), seen.bounds.bound("limit", limit), seen.key))
+
+
+def _over_budget(seen: Seen, series: Series) -> None:
+    if seen.record.over_budget:
+        series.add((seen.bounds.bound("level", seen.record.over_budget), seen.key))
+
+
 def _usage_sources(seen: Seen, series: Series) -> None:
     if seen.record.attempts:
         series.add((seen.model, _SOURCES.get(seen.record.usage_source, OTHER)))
@@ -308,6 +334,31 @@ COUNTERS: tuple[Counter, ...] = (
         unit=NANO,
     ),
     Counter(
+        "glasshouse_team_tokens_total",
+        "The same tokens by team; none: of keys in no team.",
+        ("team", "kind"),
+        _team_tokens,
+    ),
+    Counter(
+        "glasshouse_team_cost_total",
+        "The same costs by team; none: of keys in no team.",
+        ("team", "currency"),
+        _team_cost,
+        unit=NANO,
+    ),
+    Counter(
+        "glasshouse_limit_rejections_total",
+        "Accepted requests that a limit or a used-up budget refused, by whose it is (key, team, everyone) and which.",
+        ("level", "limit", "key"),
+        _limit_rejections,
+    ),
+    Counter(
+        "glasshouse_over_soft_budget_requests_total",
+        "Accepted requests that came when a soft budget was used up, by whose it is (key, team, everyone). They were served.",
+        ("level", "key"),
+        _over_budget,
+    ),
+    Counter(
         "glasshouse_requests_by_usage_source_total",
         "Dispatched requests, by where their token counts come from: the engine, counted or estimated by the proxy, none.",
         ("model", "source"),
@@ -403,6 +454,18 @@ WORKER_COUNTERS: tuple[WorkerCounter, ...] = (
         (),
         lambda beat: {(): beat.unrecorded},
     ),
+    WorkerCounter(
+        "glasshouse_worker_requests_total",
+        "Requests that each worker accepted. Of one that was killed those of its last quarter of a second may be missing.",
+        ("worker",),
+        lambda beat: {(str(beat.worker),): beat.requests},
+    ),
+    WorkerCounter(
+        "glasshouse_redis_failures_total",
+        "Round trips to Redis that failed or took too long, by worker.",
+        ("worker",),
+        lambda beat: {(str(beat.worker),): beat.redis_failures},
+    ),
 )
 
 
@@ -415,6 +478,17 @@ def _in_flight_by_backend(view: View) -> Samples:
         for backend, count in beat.in_flight_by_backend.items():
             counts[backend] = counts.get(backend, 0) + count
     return [((backend,), count) for backend, count in counts.items()]
+
+
+def _by_worker(
+    view: View, read: Callable[[Heartbeat], float | None], together: Callable[[Iterable[float]], float] = sum
+) -> Samples:
+    """What living workers say, by their places; None: nothing. While one takes over from another two have the same place."""
+    found: dict[str, list[float]] = {}
+    for beat in view.living:
+        if (value := read(beat)) is not None:
+            found.setdefault(str(beat.worker), []).append(value)
+    return [((worker,), together(values)) for worker, values in sorted(found.items())]
 
 
 def _longest(values: Iterable[float]) -> Samples:
@@ -453,9 +527,9 @@ GAUGES: tuple[Gauge, ...] = (
     ),
     Gauge(
         "glasshouse_requests_in_flight",
-        "Accepted requests that have not ended.",
-        (),
-        lambda view: [((), sum(beat.in_flight for beat in view.living))],
+        "Accepted requests that have not ended, by worker.",
+        ("worker",),
+        lambda view: _by_worker(view, lambda beat: beat.in_flight),
     ),
     Gauge(
         "glasshouse_backend_requests_in_flight",
@@ -465,9 +539,27 @@ GAUGES: tuple[Gauge, ...] = (
     ),
     Gauge(
         "glasshouse_connections",
-        "Open client connections.",
-        (),
-        lambda view: [((), sum(beat.connections for beat in view.living))],
+        "Open client connections, by worker.",
+        ("worker",),
+        lambda view: _by_worker(view, lambda beat: beat.connections),
+    ),
+    Gauge(
+        "glasshouse_reservations",
+        "Requests that hold something of a limit or a budget, by worker. 0 when nothing is in flight.",
+        ("worker",),
+        lambda view: _by_worker(view, lambda beat: beat.reservations),
+    ),
+    Gauge(
+        "glasshouse_limits_degraded",
+        "1 while a worker can't reach Redis and therefore keeps to its own part of each limit, by worker.",
+        ("worker",),
+        lambda view: _by_worker(view, lambda beat: float(beat.redis == "down"), max),
+    ),
+    Gauge(
+        "glasshouse_redis_up",
+        "1 while a worker reaches Redis, by worker. No sample: there is none in the settings.",
+        ("worker",),
+        lambda view: _by_worker(view, lambda beat: float(beat.redis == "up") if beat.redis else None, min),
     ),
     Gauge(
         "glasshouse_certificate_expiry_timestamp_seconds",

@@ -34,6 +34,12 @@ COST: Final = "glasshouse_cost_total"
 ATTEMPTS: Final = "glasshouse_attempts_total"
 UNACCEPTED: Final = "glasshouse_unaccepted_requests_total"
 UNRECORDED: Final = "glasshouse_unrecorded_total"
+TEAM_COST: Final = "glasshouse_team_cost_total"
+TEAM_TOKENS: Final = "glasshouse_team_tokens_total"
+REFUSED: Final = "glasshouse_limit_rejections_total"
+OVER_BUDGET: Final = "glasshouse_over_soft_budget_requests_total"
+REDIS_FAILURES: Final = "glasshouse_redis_failures_total"
+WORKER_REQUESTS: Final = "glasshouse_worker_requests_total"
 SPANS_DROPPED: Final = "glasshouse_spans_dropped_total"
 DURATION: Final = "glasshouse_request_duration_seconds"
 TTFT: Final = "glasshouse_time_to_first_token_seconds"
@@ -259,6 +265,73 @@ WHO: Final = Row(
             width=8,
             decimals=0,
         ),
+        Bars(
+            28,
+            "Which teams cost most?",
+            "The ten with the highest costs in the time chosen above; none: keys in no team.",
+            "none",
+            [Query(f"topk(10, {in_range(TEAM_COST, by='team, currency')})", "{{team}} {{currency}}", instant=True)],
+            width=12,
+        ),
+        Bars(
+            29,
+            "Which teams use most tokens?",
+            "Input and output together, the ten largest in the time chosen above; none: keys in no team.",
+            "short",
+            [Query(f"topk(10, {in_range(TEAM_TOKENS, by='team')})", "{{team}}", instant=True)],
+            width=12,
+        ),
+    ],
+)
+
+LIMITED: Final = Row(
+    800,
+    "Are limits in the way?",
+    [
+        Lines(
+            30,
+            "Which limits refuse requests?",
+            "Accepted requests a second that a limit refused (429): whose it is (the key's, its team's, everyone's), and which. "
+            "A budget that is used up refuses until its day, week or month is over.",
+            "reqps",
+            [Query(or_none(per_second(REFUSED, by="level, limit"), level="no", limit="limit"), "{{level}} {{limit}}")],
+            width=8,
+            reach=0.1,
+        ),
+        Bars(
+            31,
+            "Whose requests are they?",
+            "The ten keys that were refused most often in the time chosen above, and the ten that went on most often when a soft "
+            "budget was used up, which refuses nothing.",
+            "locale",
+            [
+                Query(or_none(f"topk(10, {in_range(REFUSED, by='key')})", key="nobody"), "refused: {{key}}", instant=True),
+                Query(
+                    or_none(f"topk(10, {in_range(OVER_BUDGET, by='key')})", key="nobody"), "over budget: {{key}}", instant=True
+                ),
+            ],
+            width=8,
+            decimals=0,
+        ),
+        Numbers(
+            32,
+            "Do the workers share the limits?",
+            "Workers that can't reach Redis and keep to their own part of each limit meanwhile; whether all reach it; round "
+            "trips to it that failed in this time; and requests that hold something of a limit now: none when nothing runs.",
+            "none",
+            [
+                Query(f"sum({now('glasshouse_limits_degraded')})", "on their own", instant=True),
+                Query(f"min({now('glasshouse_redis_up')})", "Redis", instant=True),
+                Query(f"{in_range(REDIS_FAILURES)} or vector(0)", "failures", instant=True),
+                Query(f"sum({now('glasshouse_reservations')})", "holding", instant=True),
+            ],
+            width=8,
+            overrides=(
+                override("on their own", {"thresholds": steps((1, "red"))}),
+                override("Redis", {"thresholds": steps((1, "green"), lowest="red")}),
+                override("failures", {"thresholds": steps((1, "yellow")), "decimals": 0}),
+            ),
+        ),
     ],
 )
 
@@ -348,6 +421,27 @@ BETWEEN: Final = Row(
             width=8,
             reach=0.1,
             levels=((0.1, "yellow"),),
+        ),
+        Lines(
+            33,
+            "Do the workers share the work?",
+            "Requests a second that each worker accepted. The kernel gives each new connection to one of them by chance, so "
+            "they are alike with many clients, and not with a few.",
+            "reqps",
+            [Query(per_second(WORKER_REQUESTS, by="worker"), "worker {{worker}}")],
+            width=12,
+            stacked=True,
+        ),
+        Lines(
+            34,
+            "Do they share the clients?",
+            "Open connections of each worker. One that has none while others have many has just been started, or its event loop "
+            "hangs.",
+            "none",
+            [Query(f"sum by (worker) ({now('glasshouse_connections')})", "worker {{worker}}")],
+            width=12,
+            reach=4,
+            stacked=True,
         ),
     ],
 )
@@ -455,7 +549,7 @@ def made() -> Json:
         "glasshouse-overview",
         "Glasshouse: overview",
         "Requests, speed, tokens, cost and health of a Glasshouse. Read it from the top.",
-        [SERVING, FAST, WORK, WHERE, WHO, BETWEEN, WELL],
+        [SERVING, FAST, WORK, WHERE, WHO, LIMITED, BETWEEN, WELL],
     )
 
 

@@ -2,7 +2,8 @@
 
 Keys are random and long (256 bits), so a plain sha256 is what they are stored and looked up by: nothing can be guessed, and the
 look-up compares hashes of what the caller sent, never secrets. What was found is remembered per connection for as long as the
-same header bytes come and the same snapshot holds.
+same header bytes come, the same snapshot holds and the key hasn't expired. Of wrong keys nothing is remembered but how many came
+from where (`guesses.py`); who has a right one is never counted.
 
 A key comes as `Authorization: Bearer KEY` (OpenAI's clients) or as `x-api-key: KEY` (Anthropic's). It is the same key by the same
 look-up under the same rules; if both come they must agree, or each reader might take another.
@@ -11,10 +12,12 @@ look-up under the same rules; if both come they must agree, or each reader might
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from time import monotonic_ns
+from collections.abc import Callable, Mapping
+from time import monotonic_ns, time_ns
 
-from proxy.errors import InvalidRequest, NotReady, Unauthenticated
+from proxy.addresses import household
+from proxy.auth.guesses import Guesses
+from proxy.errors import InvalidRequest, NotReady, ProxyError, RateLimited, Unauthenticated
 from proxy.exchange import Exchange, Remembered
 from proxy.snapshot import Principal, SnapshotFeed
 
@@ -22,29 +25,42 @@ _BEARER = b"bearer "
 
 
 class Authenticator:
-    def __init__(self, feed: SnapshotFeed) -> None:
-        self._feed = feed
+    """`wall_ns`: ns since 1970, now."""
 
-    def authenticate(self, exchange: Exchange) -> None:
+    def __init__(self, feed: SnapshotFeed, wall_ns: Callable[[], int] = time_ns) -> None:
+        self._feed = feed
+        self._wall_ns = wall_ns
+        self._guesses = Guesses()
+        self.accepted = 0
+        """Requests so far."""
+
+    def authenticate(self, exchange: Exchange) -> Principal:
         """The caller's key → the exchange's Principal: from here on the request is accepted. Raises Unauthenticated;
-        InvalidRequest if there are two keys; NotReady while there is no snapshot."""
+        RateLimited instead, if wrong keys have come from there too often; InvalidRequest if there are two keys; NotReady while
+        there is no snapshot."""
         headers = exchange.headers
         remembered = exchange.remembered
+        record = exchange.record
         principal = remembered.principal
+        elapsed_ns = monotonic_ns() - exchange.origin_ns
         if (
             principal is None
             or remembered.authorization != headers.get(b"authorization")
             or remembered.api_key != headers.get(b"x-api-key")
             or remembered.snapshot is not self._feed.current
+            or record.received_unix_ns + elapsed_ns >= remembered.expires_unix_ns
         ):
-            principal = self.identify(headers, remembered)
+            principal = self.identify(headers, remembered, record.client_address)
+            elapsed_ns = monotonic_ns() - exchange.origin_ns
         exchange.principal = principal
-        record = exchange.record
         record.key_id = principal.key_id
         record.key_name = principal.key_name
-        record.authenticated_ns = monotonic_ns() - exchange.origin_ns
+        record.team = principal.team
+        record.authenticated_ns = elapsed_ns
+        self.accepted += 1
+        return principal
 
-    def identify(self, headers: Mapping[bytes, bytes], remembered: Remembered) -> Principal:
+    def identify(self, headers: Mapping[bytes, bytes], remembered: Remembered, address: str) -> Principal:
         """Whose key it is, remembered for the connection. Raises like `authenticate`."""
         snapshot = self._feed.current
         if snapshot is None:
@@ -52,10 +68,20 @@ class Authenticator:
         authorization, api_key = headers.get(b"authorization"), headers.get(b"x-api-key")
         principal = snapshot.principal(hashlib.sha256(_key(authorization, api_key)).digest())
         if principal is None:
-            raise Unauthenticated("Incorrect API key provided.")
+            raise self._wrong(address)
+        expires_unix_ns = snapshot.expires_unix_ns(principal)
+        if self._wall_ns() >= expires_unix_ns:
+            raise Unauthenticated("The API key has expired.", code="expired_api_key")
         remembered.authorization, remembered.api_key = authorization, api_key
         remembered.principal, remembered.snapshot = principal, snapshot
+        remembered.expires_unix_ns = expires_unix_ns
         return principal
+
+    def _wrong(self, address: str) -> ProxyError:
+        wait_ns = self._guesses.wait_ns(household(address), monotonic_ns())
+        if wait_ns:
+            return RateLimited("Too many requests with incorrect API keys came from your address.", wait_s=wait_ns / 1e9)
+        return Unauthenticated("Incorrect API key provided.")
 
 
 def _key(authorization: bytes | None, api_key: bytes | None) -> bytes:

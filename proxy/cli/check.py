@@ -1,22 +1,26 @@
-"""`glasshouse check`: are the settings good, is behind each backend what they say, and what will its models cost?"""
+"""`glasshouse check`: are the settings good, is behind each backend and at Redis' address what they say, for whom are the limits,
+and what will the models cost?"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
+from sqlalchemy.exc import DBAPIError
 
 from proxy.cli.config import config_option, load_settings, usable
 from proxy.cli.report import printable, table
 from proxy.control.discovery import Answer, DiscoveryError, address_of, ask, ask_version, max_model_len, new_client, url_of
 from proxy.control.prices import per_million_tokens, pico_per_token
 from proxy.pricelist import CURRENCY, pricelist
-from proxy.settings import BackendSettings, ModelSettings, PriceSettings, Settings
+from proxy.settings import AllowanceSettings, BackendSettings, ModelSettings, PriceSettings, RedisSettings, Settings
+from proxy.store import StoreError, live_keys, open_engine, reader
 
 ANSWER_S = 5.0
 
@@ -39,7 +43,8 @@ class Finding:
 )
 @config_option
 def check(backends: tuple[str, ...], config: Path | None) -> None:
-    """Validate the settings and look at each backend: reachable, models and their prices, kind, context length, version.
+    """Validate the settings and look at each backend: reachable, models and their prices, kind, context length, version; and at
+    Redis, if there is one.
 
     The exit status is 1 if anything stands in the way of serving requests.
     """
@@ -56,13 +61,22 @@ def check(backends: tuple[str, ...], config: Path | None) -> None:
     problems = [f"{each.name}: {text}" for each in findings for text in each.problems]
     remarks = [f"{each.name}: {text}" for each in findings for text in each.remarks]
     remarks += unserved(settings, findings) + not_covered(settings) + perhaps_sold(settings, findings)
+    names, trouble = _key_names(settings)
+    problems += trouble
+    remarks += for_nobody(settings, names) + for_nothing(settings, _models(settings, findings)) + not_counted(settings)
+    if settings.redis is not None:
+        version, wrong, forgetful = _look_at_redis(settings.redis)
+        click.echo(f"\nRedis: {settings.redis.shown}{f', version {version}' if version else ''}")
+        problems += [f"redis: {text}" for text in wrong]
+        remarks += [f"redis: {text}" for text in forgetful]
     click.echo()
     for text in problems:
         click.echo(f"{click.style('problem', fg='red')}  {printable(text)}")
     for text in remarks:
         click.echo(f"{click.style('remark', fg='yellow')}   {printable(text)}")
     if not problems:
-        click.echo(click.style("The settings are good, and every backend answers.", fg="green"))
+        answering = "every backend answers" if settings.redis is None else "every backend and Redis answer"
+        click.echo(click.style(f"The settings are good, and {answering}.", fg="green"))
     sys.exit(1 if problems else 0)
 
 
@@ -102,6 +116,66 @@ def perhaps_sold(settings: Settings, findings: Sequence[Finding]) -> list[str]:
         for model in unpriced
         if model in pricelist().rows
     ]
+
+
+def for_nobody(settings: Settings, names: Collection[str] | None) -> list[str]:
+    """Allowances of keys that aren't among these, those in use, and of teams that have no key. None: keys aren't known."""
+    teams = {key.team for key in settings.keys.values()}
+    missing = [] if names is None else [name for name in settings.keys if name not in names]
+    return [f"keys.{name}: no key in use has this name" for name in missing] + [
+        f"teams.{name}: no key is in this team" for name in settings.teams if name not in teams
+    ]
+
+
+def for_nothing(settings: Settings, served: Sequence[str]) -> list[str]:
+    """Patterns that no model matches, while there are models."""
+    return [
+        f"{place}.models: no backend serves a model called {pattern!r}"
+        for place, each in _allowances(settings)
+        for pattern in each.models or ()
+        if served and not any(fnmatchcase(model, pattern) for model in served)
+    ]
+
+
+def not_counted(settings: Settings) -> list[str]:
+    """Budgets that nothing counts against."""
+    return [
+        f"{place}.budgets[{at}].gpu_seconds: nothing is counted against it yet, so it limits nothing"
+        for place, each in _allowances(settings)
+        for at, budget in enumerate(each.budgets)
+        if budget.gpu_seconds is not None
+    ]
+
+
+def _allowances(settings: Settings) -> Iterator[tuple[str, AllowanceSettings]]:
+    """With their places in the settings."""
+    yield "everyone", settings.everyone
+    for section, declared in (("teams", settings.teams), ("keys", settings.keys)):
+        for name, each in declared.items():
+            yield f"{section}.{name}", each
+
+
+def _key_names(settings: Settings) -> tuple[set[str] | None, list[str]]:
+    """Of the keys in use, and why they can't be known. None where there is no database yet; it is left as it is."""
+    if not settings.keys or not (settings.database or settings.database_path.exists()):
+        return None, []
+    try:
+        engine = reader(open_engine(settings.database_url))
+        try:
+            with engine.connect() as connection:
+                return {key.name for key in live_keys(connection)}, []
+        finally:
+            engine.dispose()
+    except DBAPIError as error:
+        return None, [f"database: its keys can't be read: {error.orig}"]
+    except StoreError as error:
+        return None, [str(error)]
+
+
+def _look_at_redis(settings: RedisSettings) -> tuple[str, list[str], list[str]]:
+    from proxy.cli.redis import look_at_redis  # 0.2 s that a command without Redis need not take
+
+    return look_at_redis(settings)
 
 
 async def _examine(settings: BackendSettings, name: str) -> Finding:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 import msgspec
@@ -15,6 +15,7 @@ from proxy.cli.config import config_option, database, running_settings
 from proxy.cli.report import csv_text, json_text, money, table
 from proxy.store import UsageRow, reader
 from proxy.store import usage as used
+from proxy.store.ledger import By
 
 _AUDIO = "audio_seconds"
 _COUNTS = {
@@ -53,7 +54,7 @@ class When(click.ParamType[datetime]):
 
 
 @click.command()
-@click.option("--by", type=click.Choice(["key", "model", "backend", "day"]), default="key", show_default=True)
+@click.option("--by", type=click.Choice(get_args(By)), default="key", show_default=True)
 @click.option(
     "--since", type=When(), metavar="WHEN", help="24h, 7d, 2026-11-01 or 2026-11-01T12:30 (UTC); default: the beginning."
 )
@@ -61,14 +62,15 @@ class When(click.ParamType[datetime]):
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @config_option
 def usage(
-    by: Literal["key", "model", "backend", "day"],
+    by: By,
     since: datetime | None,
     until: datetime | None,
     form: Literal["table", "csv", "json"],
     config: Path | None,
 ) -> None:
-    """Requests, tokens and cost by key, model, backend or day (UTC).
+    """Requests, tokens and cost by key, team, model, backend or day (UTC).
 
+    A request is of the team that its key was in when it came, and what is of none is in the line of none, "-".
     CACHED is part of INPUT, REASONING part of OUTPUT. FIRST TOKEN is how long half, and 95 %, of the requests that got one waited
     for it at most. AUDIO SECONDS, where there were any, is what was transcribed or translated.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from proxy import __version__
-from proxy.control import backends, errors, health, keys, models
+from proxy.control import allowances, backends, errors, health, keys, models
 from proxy.control.access import KnownHosts
 from proxy.control.feed import CatalogueFeed
 from proxy.control.inventory import Inventory
@@ -13,7 +13,7 @@ from proxy.control.publish import Publisher
 from proxy.control.state import State
 from proxy.settings import Settings, address
 
-ROUTERS = (health.router, models.router, backends.router, keys.router)
+ROUTERS = (health.router, models.router, backends.router, keys.router, allowances.router)
 
 
 def create_app(settings: Settings, inventory: Inventory, feed: CatalogueFeed, publisher: Publisher) -> FastAPI:

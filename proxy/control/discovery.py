@@ -20,6 +20,9 @@ from proxy.tls import said, upstream_context
 ANSWER_BYTES = 8 * 1024 * 1024
 """More than this is no list of models."""
 
+MOST_TOKENS = 2**53
+"""What a number in JSON can count exactly. More is no length."""
+
 Kind = Literal["vllm", "openai"]
 
 
@@ -127,7 +130,7 @@ def max_model_len(card: bytes) -> int | None:
         return None
     meta = fields.get("meta")
     found = fields.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
-    return found if isinstance(found, int) else None
+    return found if type(found) is int and 0 < found <= MOST_TOKENS else None  # type(): a bool is an int too
 
 
 async def _get(client: httpx2.AsyncClient, backend: Backend, path: str, timeout_s: float) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.control.discovery import Answer, address_of
+from proxy.control.discovery import Answer, address_of, max_model_len
 from proxy.control.prices import pico_per_token
 from proxy.settings import BackendSettings, BoundsSettings, ModelSettings, PriceSettings, Settings
 from proxy.snapshot import Backend, Bounds, Model, SnapshotFile
@@ -98,15 +98,18 @@ class Inventory:
     def _model(self, name: str, serving: list[KnownBackend]) -> Model:
         settings = self._models.get(name, ModelSettings())
         price = settings.price or PriceSettings()
-        cards = (each.cards[name] for each in serving if each.cards and name in each.cards)
+        cards = [each.cards[name] for each in serving if each.cards and name in each.cards]
+        lengths = [length for card in cards if (length := max_model_len(card))]
         return Model(
             name=name,
             backends=tuple(each.backend.name for each in serving),
             input_pico=pico_per_token(price.input),
             cached_input_pico=pico_per_token(price.cached),
             output_pico=pico_per_token(price.output),
-            card=next(cards, None) or self._own_card(name),
+            card=cards[0] if cards else self._own_card(name),
             bounds=Bounds(**(_said(self._bounds) | _said(settings.bounds))),
+            context_tokens=min(lengths, default=0),
+            assumed_output_tokens=settings.assumed_output_tokens,
         )
 
     def _own_card(self, name: str) -> bytes:

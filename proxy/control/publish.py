@@ -9,10 +9,11 @@ the date of the keys that are in it, or the next nanosecond if that is taken: of
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
+from proxy.control.declared import Declared
 from proxy.control.feed import CatalogueFeed
 from proxy.control.inventory import Inventory
+from proxy.settings import Settings
 from proxy.snapshot import SnapshotFile, write_snapshot
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,11 @@ class Publisher:
     """`published` is the snapshot in the file, as far as we know; None if there is none."""
 
     def __init__(
-        self, path: Path, currency: str, inventory: Inventory, feed: CatalogueFeed, previous: SnapshotFile | None
+        self, settings: Settings, declared: Declared, inventory: Inventory, feed: CatalogueFeed, previous: SnapshotFile | None
     ) -> None:
-        self._path = path
-        self._currency = currency
+        self._path = settings.snapshot_path
+        self._currency = settings.currency
+        self._declared = declared
         self._inventory = inventory
         self._feed = feed
         self._error = ""
@@ -76,6 +78,8 @@ class Publisher:
             keys=self._feed.keys,
             models=self._inventory.models(),
             backends=self._inventory.backends(),
+            everyone=self._declared.everyone,
+            teams=self._declared.teams,
         )
 
 
@@ -87,4 +91,4 @@ def _says_more(new: SnapshotFile, old: SnapshotFile) -> bool:
         return True
     if new.keys is not old.keys and new.keys != old.keys:
         return True
-    return new.models != old.models or new.backends != old.backends
+    return (new.models, new.backends, new.everyone, new.teams) != (old.models, old.backends, old.everyone, old.teams)

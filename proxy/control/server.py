@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from proxy.control.app import create_app
+from proxy.control.declared import Declared
 from proxy.control.discovery import DiscoveryError, ask, new_client
 from proxy.control.feed import CatalogueFeed
 from proxy.control.inventory import Inventory, KnownBackend
@@ -50,8 +51,9 @@ class Control:
     def of(cls, settings: Settings) -> Control:
         previous = read_previous(settings)
         inventory = Inventory(settings, previous, time.time_ns())
-        feed = CatalogueFeed(settings.database_url, previous)
-        publisher = Publisher(settings.snapshot_path, settings.currency, inventory, feed, previous)
+        declared = Declared(settings)
+        feed = CatalogueFeed(settings.database_url, declared, previous)
+        publisher = Publisher(settings, declared, inventory, feed, previous)
         return cls(settings, inventory, feed, publisher, asyncio.Event())
 
     async def run(self, listener: socket.socket) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import httptools
 
+from proxy.addresses import plain_address
 from proxy.errors import (
     BodyTooLarge,
     ClientGone,
@@ -31,7 +32,7 @@ from proxy.errors import (
 from proxy.exchange import Exchange, Remembered
 from proxy.flow import Flow
 from proxy.listener.compressed import Decompressor
-from proxy.listener.head import ONCE, check_host, check_transfer_encoding, origin_form, plain_address
+from proxy.listener.head import ONCE, check_host, check_transfer_encoding, origin_form
 from proxy.reply import Reply
 from proxy.wire.operations import find_operation
 
@@ -300,7 +301,8 @@ class ClientConnection(asyncio.Protocol):
     def _vouch(self) -> None:
         """Raise what the request would be refused with anyway, before more of its body is taken."""
         find_operation(b"GET" if self._method == b"HEAD" else self._method, origin_form(self._target))
-        self._server.identify(self._head or {}, self.remembered)
+        head = self._head or {}
+        self._server.identify(head, self.remembered, self._peer if not self._forwarding else self._client(head))
 
     def _meet(self, expectation: bytes) -> None:
         """RFC 9110 §10.1.1: who waits to be asked for a body is asked, in its turn, unless it would be refused."""

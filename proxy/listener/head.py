@@ -48,18 +48,6 @@ def origin_form(target: bytes) -> bytes:
     return path if path.startswith(b"/") else b"/" + path
 
 
-def plain_address(host: str) -> str:
-    """A peer's address as people write it: an IPv4 one that came through an IPv6 socket is an IPv4 one."""
-    return host.removeprefix("::ffff:") if "." in host else host
-
-
-def household(address: str) -> str:
-    """Who is counted as one client: an IPv4 address, or the /64 of an IPv6 one, which is what one site gets."""
-    if ":" not in address:
-        return address
-    return str(IPv6Address(int(ip_address(address.partition("%")[0])) >> 64 << 64))
-
-
 class TrustedProxies:
     """The peers whose `X-Forwarded-For` is believed. `networks` as in the settings, checked."""
 

@@ -8,10 +8,10 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING
 
+from proxy.addresses import plain_address
 from proxy.errors import InvalidRequest, TooManyConnections
 from proxy.listener.certificate import Certificate
 from proxy.listener.connection import ClientConnection
-from proxy.listener.head import plain_address
 
 if TYPE_CHECKING:
     from proxy.listener.server import Server

@@ -11,13 +11,14 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
+from proxy.addresses import household
 from proxy.errors import ProxyError, TooManyConnections
 from proxy.exchange import Exchange, Remembered
 from proxy.listener.certificate import Certificate
 from proxy.listener.connection import ClientConnection
 from proxy.listener.cors import Cors
 from proxy.listener.crowd import Crowd
-from proxy.listener.head import TrustedProxies, household
+from proxy.listener.head import TrustedProxies
 from proxy.listener.probes import Probes
 from proxy.listener.secure import SecureListener
 from proxy.reply import Reply
@@ -25,6 +26,7 @@ from proxy.settings import Settings
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 4096
 RESERVED_FILES = 128
 """File descriptors for what isn't a connection of a client, or the one to an engine that it may need."""
 MOST_TURNED_AWAY = 64
@@ -44,7 +46,7 @@ class Server:
         handle: Handler,
         probes: Probes,
         count_unaccepted: Callable[[ProxyError], None],
-        identify: Callable[[Mapping[bytes, bytes], Remembered], object],
+        identify: Callable[[Mapping[bytes, bytes], Remembered, str], object],
     ) -> None:
         self.settings = settings
         self.body_limit = settings.limits.body_bytes
@@ -56,7 +58,8 @@ class Server:
         self.probes = probes
         self.count_unaccepted = count_unaccepted
         self.identify = identify
-        """Raises if the headers hold nobody's key: a body of several reads is held for callers alone."""
+        """Raises if the headers, which came from that address, hold nobody's key: a body of several reads is held for callers
+        alone."""
         self.cors = Cors(settings.cors.origins)
         self.trusted = TrustedProxies(settings.trusted_proxies)
         self.certificate = Certificate(settings.tls) if settings.tls is not None else None
@@ -69,11 +72,12 @@ class Server:
         self._out_of_files = False
 
     async def start(self, listening: socket.socket) -> None:
+        listening.listen(BACKLOG)  # it may have been taken off its address while nobody came up to serve
         if self.certificate is not None:
             self._listener = SecureListener(self, self.certificate, listening)
         else:
             loop = asyncio.get_running_loop()
-            self._listener = await loop.create_server(lambda: ClientConnection(self), sock=listening, backlog=4096)
+            self._listener = await loop.create_server(lambda: ClientConnection(self), sock=listening, backlog=BACKLOG)
 
     # -- from the connections --
 

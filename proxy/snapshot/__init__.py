@@ -6,8 +6,11 @@ changes nothing: the last good snapshot stays (`feed.py`).
 
 from proxy.snapshot.feed import SnapshotFeed
 from proxy.snapshot.model import (
+    UNLIMITED,
+    Allowance,
     Backend,
     Bounds,
+    Budget,
     Model,
     Principal,
     Snapshot,
@@ -18,8 +21,11 @@ from proxy.snapshot.model import (
 )
 
 __all__ = [
+    "UNLIMITED",
+    "Allowance",
     "Backend",
     "Bounds",
+    "Budget",
     "Model",
     "Principal",
     "Snapshot",

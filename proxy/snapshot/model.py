@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
@@ -10,16 +12,51 @@ import msgspec
 SNAPSHOT_VERSION = 1
 """Readers take this version and the one before. Fields are only ever appended, with defaults."""
 
+NEVER_NS = 2**63 - 1
+"""A moment that doesn't come, ns since 1970."""
+
 
 class SnapshotError(Exception):
     """The file isn't a snapshot that this version can read."""
 
 
+class Budget(msgspec.Struct, array_like=True, frozen=True):
+    """So much per day, week (from Monday), month or in total, of one `unit`: `money` (nano-units of the snapshot's currency),
+    `tokens` (input and output) or `gpu_seconds` (ns). One that is `soft` refuses nothing: it is only told of."""
+
+    unit: str
+    amount: int
+    per: str
+    time_zone: str = "UTC"
+    soft: bool = False
+
+
+class Allowance(msgspec.Struct, array_like=True, frozen=True):
+    """What a key, a team or everyone together may use. None: as much as is wanted. `models` are patterns as of a shell."""
+
+    requests_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    max_input_tokens: int | None = None
+    models: tuple[str, ...] | None = None
+    operations: tuple[str, ...] | None = None
+    expires_unix_ns: int = 0
+    """0: never."""
+    budgets: tuple[Budget, ...] = ()
+
+
+UNLIMITED = Allowance()
+
+
 class Principal(msgspec.Struct, array_like=True, frozen=True):
-    """Who a key belongs to."""
+    """Who a key belongs to. `team` is "" for a key of no team."""
 
     key_id: str
     key_name: str
+    team: str = ""
+    allowance: Allowance = UNLIMITED
 
 
 class Backend(msgspec.Struct, array_like=True, frozen=True):
@@ -58,6 +95,10 @@ class Model(msgspec.Struct, array_like=True, frozen=True):
     card: bytes = b"null"
     """The engine's own entry in `GET /v1/models`, as the engine wrote it (JSON)."""
     bounds: Bounds = Bounds()
+    context_tokens: int = 0
+    """The most that prompt and answer may have together, as the engine says; 0: it doesn't."""
+    assumed_output_tokens: int = 1024
+    """What is set aside for an answer whose request doesn't say how long it may become."""
 
 
 class SnapshotFile(msgspec.Struct, array_like=True):
@@ -70,6 +111,8 @@ class SnapshotFile(msgspec.Struct, array_like=True):
     keys: dict[bytes, msgspec.Raw] = {}
     models: dict[str, Model] = {}
     backends: dict[str, Backend] = {}
+    everyone: Allowance = UNLIMITED
+    teams: dict[str, Allowance] = {}
 
 
 _principal = msgspec.msgpack.Decoder(Principal)
@@ -85,10 +128,13 @@ class Snapshot:
         self.currency = file.currency
         self.models = file.models
         self.backends = file.backends
+        self.everyone = file.everyone
+        self.teams = file.teams
         self._keys = file.keys
         self._principals: dict[bytes, Principal] = {}
-        cards = [model.card for model in file.models.values()]
-        self.models_json = b'{"object":"list","data":[' + b",".join(cards) + b"]}"
+        self._allowed: dict[str, dict[str, Model]] = {}
+        self._matching: dict[tuple[tuple[str, ...], ...], dict[str, Model]] = {(): file.models}
+        self._models_json = _list(file.models)
 
     def principal(self, key_hash: bytes) -> Principal | None:
         """Whose key has this sha256; None if nobody's."""
@@ -97,9 +143,51 @@ class Snapshot:
             known = self._principals[key_hash] = _principal.decode(raw)
         return known
 
+    def team(self, principal: Principal) -> Allowance:
+        """What the team of this key may use together."""
+        return self.teams.get(principal.team, UNLIMITED)
+
+    def expires_unix_ns(self, principal: Principal) -> int:
+        """The first moment at which the key is none any more: its own, its team's or everyone's."""
+        moments = (each.expires_unix_ns for each in (principal.allowance, self.team(principal), self.everyone))
+        return min((moment for moment in moments if moment), default=NEVER_NS)
+
+    def allowed_models(self, principal: Principal) -> dict[str, Model]:
+        """The models that exist for this key: those that it, its team and everyone may use. `models` itself where that is all."""
+        known = self._allowed.get(principal.key_id)
+        if known is None:
+            known = self._allowed[principal.key_id] = self._allow(principal)
+        return known
+
+    def _allow(self, principal: Principal) -> dict[str, Model]:
+        allowances = (principal.allowance, self.team(principal), self.everyone)
+        patterns = tuple(each.models for each in allowances if each.models is not None)
+        known = self._matching.get(patterns)
+        if known is None:
+            known = {name: model for name, model in self.models.items() if all(_matches(name, each) for each in patterns)}
+            self._matching[patterns] = known
+        return known
+
+    def models_json(self, principal: Principal) -> bytes:
+        """`GET /v1/models` as this key sees it."""
+        allowed = self.allowed_models(principal)
+        return self._models_json if allowed is self.models else _list(allowed)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _list(models: dict[str, Model]) -> bytes:
+    return b'{"object":"list","data":[' + b",".join(model.card for model in models.values()) + b"]}"
+
 
 def encode_principal(principal: Principal) -> msgspec.Raw:
     return msgspec.Raw(msgspec.msgpack.encode(principal))
+
+
+def decode_principal(raw: msgspec.Raw) -> Principal:
+    return _principal.decode(raw)
 
 
 def decode_snapshot(data: bytes) -> SnapshotFile:

@@ -114,6 +114,7 @@ OPERATIONS = tuple(
         prepare=_prepare,
         observe=_observe,
         estimate=_estimate,
+        generates=True,
         media=FORM,
         text=True,
     )

@@ -22,4 +22,5 @@ OPERATION = EngineOperation(
     prepare=prepare_generation,
     observe=observe_answer,
     estimate=estimate_output,
+    generates=True,
 )

@@ -44,4 +44,5 @@ OPERATION = EngineOperation(
     prepare=prepare_generation,
     observe=observe_answer,
     estimate=estimate_output,
+    generates=True,
 )

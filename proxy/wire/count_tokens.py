@@ -13,5 +13,6 @@ OPERATION = EngineOperation(
     prepare=as_it_came,
     observe=nothing_to_observe,
     estimate=nothing_to_estimate,
+    counted=False,
     error=error_body,
 )

@@ -168,6 +168,7 @@ OPERATION = EngineOperation(
     observe=_observe,
     watch=MessagesObserver,
     estimate=estimate_output,
+    generates=True,
     usage=read_message_usage,
     error=error_body,
 )

@@ -64,7 +64,8 @@ class EngineOperation(Operation, Generic[R], frozen=True, kw_only=True):
     makes what goes upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record (raises
     UpstreamMalformed for what isn't JSON; `text`: an answer may be plain text instead, in which there are none), `watch`
     makes what watches a stream. `usage` reads this API's `usage` object. `estimate` books an answer of so many bytes whose
-    engine didn't say what it took. `media`: what a request's body must be.
+    engine didn't say what it took. `media`: what a request's body must be. `counted`: it takes tokens; `generates`: also for an
+    answer.
     """
 
     read: Callable[[bytes, Record, bytes], R]
@@ -75,6 +76,8 @@ class EngineOperation(Operation, Generic[R], frozen=True, kw_only=True):
     watch: Watch = StreamObserver
     media: bytes = JSON
     text: bool = False
+    counted: bool = True
+    generates: bool = False
 
 
 _read_request = Reader(Request)

@@ -164,5 +164,6 @@ OPERATION = EngineOperation(
     observe=_observe,
     watch=ResponsesObserver,
     estimate=estimate_output,
+    generates=True,
     usage=read_response_usage,
 )

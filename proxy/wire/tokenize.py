@@ -13,6 +13,7 @@ OPERATIONS = tuple(
         prepare=as_it_came,
         observe=nothing_to_observe,
         estimate=nothing_to_estimate,
+        counted=False,
     )
     for path in (b"/tokenize", b"/detokenize")
 )

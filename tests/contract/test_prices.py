@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from collectors.records.phoenix_http import Wire
 from collectors.records.phoenix_prices import PhoenixPrices
 from proxy.control.app import create_app
+from proxy.control.declared import Declared
 from proxy.control.discovery import Answer, Kind
 from proxy.control.feed import CatalogueFeed
 from proxy.control.inventory import Inventory
@@ -76,8 +77,9 @@ def test_control_publishes_it_and_tells_who_said_so(case: tuple[Settings, Said],
     model = inventory.models()[MODEL]
     assert (model.input_pico, model.cached_input_pico, model.output_pico) == tuple(map(pico, (price, cached, output)))
 
-    feed = CatalogueFeed(settings.database_url, None)
-    app = create_app(settings, inventory, feed, Publisher(settings.snapshot_path, "USD", inventory, feed, None))
+    declared = Declared(settings)
+    feed = CatalogueFeed(settings.database_url, declared, None)
+    app = create_app(settings, inventory, feed, Publisher(settings, declared, inventory, feed, None))
     with TestClient(app, base_url="http://127.0.0.1:8401") as client:
         [told] = client.get("/models").json()["data"]
     feed.close()

@@ -328,7 +328,7 @@ class TestHandover:
             ):
                 for each in (hears, listening, client):
                     each.setblocking(False)
-                running = asyncio.create_task(Worker(settings, says.detach()).run(listening))
+                running = asyncio.create_task(Worker(settings, says.detach(), takes_over=True).run(listening))
                 await loop.sock_sendall(client, request("/health"))
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(loop.sock_recv(client, 100), 1)

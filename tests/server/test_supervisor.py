@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,7 @@ if "parent" in manners:
     note(f"bore {subprocess.Popen(['sleep', '1000']).pid}")
 if fd.isdecimal():
     listener = socket.socket(fileno=int(fd))
+    listener.listen(4096)
 else:
     host, _, port = fd.rpartition(":")
     listener = socket.create_server((host, int(port)))
@@ -84,7 +86,7 @@ while True:
 class Scene:
     """A supervisor whose children are stand-ins, and what they noted."""
 
-    def __init__(self, state: Path, **manners: list[str]) -> None:
+    def __init__(self, state: Path, workers: int = 1, /, **manners: list[str]) -> None:
         self.state = state
         self.trace_file = state.parent / "trace"
         self.trace_file.touch()
@@ -95,7 +97,8 @@ class Scene:
         self.told: list[str] = []
         self.prepared: list[Path] = []
         ports = {"listen": "127.0.0.1:0", "control": {"listen": "127.0.0.1:0"}, "metrics": {"listen": "127.0.0.1:0"}}
-        self.settings = Settings.of({**ports, "state_dir": str(state)})
+        redis = {"url": "redis://127.0.0.1:1"}  # nobody: stand-ins have nothing to share
+        self.settings = Settings.of({**ports, "state_dir": str(state), "workers": workers, "redis": redis})
 
     def supervisor(self, prepare: Callable[[Settings], None] | None = None) -> Supervisor:
         supervisor = Supervisor(
@@ -113,6 +116,7 @@ class Scene:
             replace(
                 self.child(real.name, real.stage, settings.metrics.listen if real.fd is None else real.fd, real.ready_url),
                 handover=real.handover,
+                shared=real.shared,
             )
             for real in children_of(settings, file, listeners)
         ]
@@ -268,6 +272,135 @@ class TestLife:
                 await supervisor.start()
             await supervisor.stop()
             assert all(gone(pid) for _, pid in scene.trace("started"))
+
+        run(scenario())
+
+
+class TestSeveralWorkers:
+    """They share an address: what answers there is any of them."""
+
+    def test_each_says_for_itself_that_it_is_ready(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state, 3, **{"worker-1": ["mute"]})
+            supervisor = scene.supervisor()
+            await supervisor.start()
+            await supervisor.ready(PATIENCE, names=["worker-0", "worker-2", "collector", "control"])
+            await eventually(lambda: "worker-1" in dict(scene.trace("started")))
+            with pytest.raises(SupervisorError, match=r"^worker-1: not ready after 1 s"):
+                await supervisor.ready(1.0)
+            assert supervisor.waiting() == ["worker-1"]
+            assert await supervisor.stop()
+
+        run(scenario())
+
+    def test_connections_are_spread_over_them(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state, 2)
+            supervisor = scene.supervisor()
+            await supervisor.start()
+            await supervisor.ready(PATIENCE)
+            served = Counter([int(await scene.get(scene.settings.listen)) for _ in range(200)])
+            assert set(served) == {scene.pid("worker-0"), scene.pid("worker-1")}
+            assert min(served.values()) >= 50, served  # each by a fair coin: one of 10^13 runs has fewer
+            assert await supervisor.stop()
+
+        run(scenario())
+
+    def test_one_that_is_killed_is_restarted_alone_while_the_others_serve(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state, 3)
+            supervisor = scene.supervisor()
+            await supervisor.start()
+            await supervisor.ready(PATIENCE)
+            first = dict(scene.trace("started"))
+            os.kill(first["worker-1"], signal.SIGKILL)
+            answers = [int(await scene.get(scene.settings.listen)) for _ in range(100)]
+            assert first["worker-1"] not in answers
+            assert {first["worker-0"], first["worker-2"]} <= set(answers)
+            await eventually(lambda: "worker-1 is back" in scene.told)
+            now = dict(scene.trace("started"))
+            assert now.pop("worker-1") != first.pop("worker-1")
+            assert now == first
+            await supervisor.ready(PATIENCE)
+            assert await supervisor.stop()
+
+        run(scenario())
+
+    def test_one_that_is_restarted_is_not_ready_because_the_others_are(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state, 2)
+            supervisor = scene.supervisor()
+            await supervisor.start()
+            await supervisor.ready(PATIENCE)
+            scene.script.write_text("import time\ntime.sleep(1000)\n")
+            os.kill(scene.pid("worker-0"), signal.SIGKILL)
+            await eventually(lambda: supervisor.waiting() == ["worker-0"])
+            with pytest.raises(SupervisorError, match=r"^worker-0: not ready after 1 s"):
+                await supervisor.ready(1.0)
+            supervisor.kill()
+            await supervisor.stop()
+
+        run(scenario())
+
+    def test_one_that_cannot_come_up_again_leaves_the_address_to_the_others(self, state: Path) -> None:
+        """Else the kernel would go on giving it its part of the connections, and each would wait for ever."""
+
+        async def scenario() -> None:
+            scene = Scene(state, 2)
+            supervisor = scene.supervisor()
+            await supervisor.start()
+            await supervisor.ready(PATIENCE)
+            working = scene.script.read_text()
+            scene.script.write_text("import sys; sys.exit(7)")
+            os.kill(scene.pid("worker-0"), signal.SIGKILL)
+            await eventually(lambda: any("worker-0 ended with status 7" in line for line in scene.told))
+            async with asyncio.timeout(PATIENCE):
+                served = {int(await scene.get(scene.settings.listen)) for _ in range(50)}
+            assert served == {scene.pid("worker-1")}
+            scene.script.write_text(working)
+            await eventually(lambda: "worker-0 is back" in scene.told)
+            served = {int(await scene.get(scene.settings.listen)) for _ in range(100)}
+            assert served == {scene.pid("worker-0"), scene.pid("worker-1")}
+            assert await supervisor.stop()
+
+        run(scenario())
+
+    def test_a_reload_replaces_all_of_them_on_their_sockets(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state, 3)
+            given = scene.settings
+            supervisor = scene.supervisor()
+            await supervisor.start()
+            await supervisor.ready(PATIENCE)
+            first = dict(scene.trace("started"))
+            done = await supervisor.reload(given)
+            assert [each.partition(" after")[0] for each in done[:3]] == [f"worker-{n} replaced" for n in range(3)]
+            workers = {name: pid for name, pid in scene.trace("started") if name.startswith("worker")}
+            await eventually(lambda: len(scene.trace("replaced")) == 3)
+            served = {int(await scene.get(scene.settings.listen)) for _ in range(100)}
+            assert served == set(workers.values())
+            assert not served & set(first.values())
+            assert await supervisor.stop()
+
+        run(scenario())
+
+    def test_a_reload_with_one_that_does_not_come_up_replaces_none(self, state: Path) -> None:
+        async def scenario() -> None:
+            scene = Scene(state, 3)
+            given = scene.settings
+            supervisor = scene.supervisor()
+            await supervisor.start()
+            await supervisor.ready(PATIENCE)
+            first = dict(scene.trace("started"))
+            scene.manners["worker-2"] = ["stillborn"]
+            with pytest.raises(SupervisorError, match=r"the new worker-2: ended with status 1"):
+                await supervisor.reload(given)
+            await eventually(lambda: {name for name, _ in scene.trace("ended")} == {"worker-0", "worker-1"})
+            assert not {pid for _, pid in scene.trace("replaced")} & set(first.values()), "only the new ones go again"
+            assert not any(gone(pid) for pid in first.values())
+            served = {int(await scene.get(scene.settings.listen)) for _ in range(100)}
+            assert served == {first[f"worker-{n}"] for n in range(3)}
+            assert await supervisor.stop()
 
         run(scenario())
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from proxy.pricelist import pricelist
-from proxy.settings import Settings, SettingsError, address
+from proxy.settings import OperationName, Settings, SettingsError, address
+from proxy.wire.operation import EngineOperation
+from proxy.wire.operations import OPERATIONS
 
 
 def refusal(mapping: object) -> str:
@@ -55,6 +58,13 @@ def test_nothing_is_needed() -> None:
         ("cors.origins", ["https://chat.example", "http://localhost:3000"]),
         ("trusted_proxies", ["10.0.0.0/8", "::1", "192.0.2.7"]),
         ("limits.decompressed_body_bytes", None),
+        ("everyone", {"requests_per_minute": 1, "models": [], "operations": ["chat", "rerank"]}),
+        ("teams.research.budgets", [{"money": "0.5", "per": "total"}, {"tokens": 1, "per": "week", "time_zone": "Asia/Tokyo"}]),
+        ("keys.alice.expires", "2026-12-31T18:00:00+01:00"),
+        ("keys", {"Älice & Bob": {"concurrent_requests": 1}}),
+        ("redis.url", "redis://redis"),
+        ("redis.url", "rediss://user:p%40ss@redis.internal:6380/2?ssl_ca_certs=/ca.pem"),
+        ("redis.url", "unix:///run/redis.sock"),
     ],
 )
 def test_what_is_allowed(path: str, value: object) -> None:
@@ -77,7 +87,7 @@ def test_what_is_allowed(path: str, value: object) -> None:
         ("journal.on_full", "wait", ["journal.on_full", "'wait'"]),
         ("currency", "euro", ["currency", "'euro'", "[A-Z]{3}"]),
         ("workers", 0, ["workers", "0", ">= 1"]),
-        ("workers", 2, ["workers", "2", "allowed: 1", "Redis"]),
+        ("workers", 2, ["workers", "2", "without Redis", "allowed: 1, or set redis.url"]),
         ("capture.content", "yes", ["capture.content", "'yes'", "bool"]),
         ("phoenix.url", 7, ["phoenix.url", "7", "str"]),
         ("state_dir", 7, ["state_dir", "7", "str"]),
@@ -115,6 +125,34 @@ def test_what_is_allowed(path: str, value: object) -> None:
         ("backends", [{"url": "http://a", "key": "x"}], ["backends[0]", "'key'", "api_key_env"]),
         ("backends", [{"url": "http://a", "name": "x"}, {"url": "http://b", "name": "x"}], ["backends", "'x'", "differ"]),
         ("backends", [{"url": "http://a"}, {"url": "http://b", "name": "backend-0"}], ["backends", "'backend-0'", "differ"]),
+        # limits and budgets
+        ("everyone.requests_per_minute", 0, ["everyone.requests_per_minute", "0", ">= 1"]),
+        ("everyone.request_per_minute", 1, ["everyone", "'request_per_minute'", "allowed: ", "requests_per_minute"]),
+        ("everyone.models", "qwen", ["everyone.models", "'qwen'", "array"]),
+        ("everyone.models", ["qwen", ""], ["everyone.models[1]", "''", ">= 1"]),
+        ("everyone.operations", ["chat", "chatt"], ["everyone.operations[1]", "'chatt'", "allowed: chat, completions"]),
+        ("teams", {"ok": {}, "no good": {}}, ["teams", "'no good'", "allowed"]),
+        (
+            "teams",
+            {"ok": {}, "r": {"budgets": [{"per": "day"}]}},
+            ["teams.r.budgets[0]", "nothing", "money, tokens"],
+        ),
+        ("teams.r.budgets", [{"money": 1, "tokens": 1, "per": "day"}], ["teams.r.budgets[0]", "money and tokens", "one of"]),
+        ("teams.r.budgets", [{"money": 0, "per": "day"}], ["teams.r.budgets[0]", "money: 0", "more than 0"]),
+        ("teams.r.budgets", [{"money": 1, "per": "year"}], ["budgets[0].per", "'year'", "allowed: day, week, month, total"]),
+        ("teams.r.budgets", [{"money": 1}], ["teams.r.budgets[0]", "per"]),
+        ("teams.r.budgets", [{"tokens": 1, "per": "day", "time_zone": "Vienna"}], ["time_zone", "'Vienna'", "Europe/Vienna"]),
+        ("keys", {"alice": {"team": "r"}}, ["keys.alice.team", "'r'", "none is declared"]),
+        ("keys", {"a": {}, "alice": {"max_input_tokens": -1}}, ["keys.alice.max_input_tokens", "-1", ">= 1"]),
+        ("keys.a.expires", "2026-12-31", ["keys.a.expires", "'2026-12-31'", "allowed: a time with its zone"]),
+        ("keys.a.expires", date(2026, 12, 31), ["keys.a.expires", "2026, 12, 31", "allowed: a time with its zone"]),
+        ("keys.a.expires", datetime(2026, 12, 31), ["keys.a.expires", "2026, 12, 31", "allowed: a time with its zone"]),
+        ("redis.url", "redis.internal:6379", ["redis", "url", "redis[s]://"]),
+        ("redis.url", "redis://redis:70000", ["redis", "url", "redis[s]://"]),
+        ("redis.url", "redis://redis/first", ["redis", "url", "redis[s]://"]),
+        ("redis.url", "redis://redis?host=elsewhere", ["redis", "url", "redis[s]://"]),
+        ("redis.url", "unix://", ["redis", "url", "unix://PATH"]),
+        ("redis", {"url": "redis://redis", "timeout": 1}, ["redis.timeout", "<= 0.1"]),
         # prices
         ("models", {"m": {"price": {"input": -1}}}, ["input", "-1", "0 to 1000000"]),
         ("models", {"m": {"price": {"output": "NaN"}}}, ["output", "NaN", "0 to 1000000"]),
@@ -135,6 +173,37 @@ def test_a_refusal_says_which_field_what_it_holds_and_what_it_may_hold(path: str
     assert "\n" not in said
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"redis": "redis://:canary@redis"},
+        {"redis": {"url": "redis://:canary@redis:70000"}},
+        {"redis": {"url": "canary@redis"}},
+        {"redis": {"url": ["redis://:canary@redis"]}},
+        {"redis": {"url": "redis://:canary@redis", "canary": 1}, "database": ["postgresql://me:canary@db"]},
+        {"redis": {"url": "redis://:canary@redis", "timeout": 5}},
+    ],
+)
+def test_a_refusal_repeats_no_password(said: dict[str, Any]) -> None:  # failure 76
+    assert "canary" not in refusal(said).replace("setting 'canary'", "")
+
+
+def test_redis_is_shown_without_its_password() -> None:  # failure 76
+    settings = Settings.of({"redis": {"url": "rediss://me:canary@redis.internal:6380/2?ssl_password=canary"}})
+    assert settings.redis is not None
+    assert settings.redis.shown == "rediss://redis.internal:6380/2"
+
+
+def test_operations_are_those_that_engines_are_asked_for() -> None:
+    assert list(get_args(OperationName)) == list(
+        dict.fromkeys(operation.name for operation in OPERATIONS if isinstance(operation, EngineOperation))
+    )
+
+
+def test_several_workers_need_redis() -> None:
+    assert Settings.of({"workers": 4, "redis": {"url": "redis://redis"}}).workers == 4
+
+
 @pytest.mark.parametrize("mapping", [[], "text", 7, True])
 def test_a_file_that_holds_something_else(mapping: object) -> None:
     assert refusal(mapping).startswith("the file: ")
@@ -146,6 +215,9 @@ def test_settings_that_were_written_are_read_the_same(tmp_path: Path) -> None:
         "models": {"m": {"price": {"input": "0.123456", "cached_input": "0.01", "output": 1}}},
         "phoenix": {"url": None},
         "timeouts": {"first_byte": 1.5},
+        "teams": {"r": {"budgets": [{"money": "0.123456789", "per": "month", "time_zone": "Europe/Vienna", "soft": True}]}},
+        "keys": {"alice": {"team": "r", "models": ["a*"], "expires": "2026-12-31T18:00:00+01:00"}},
+        "redis": {"url": "redis://:secret@redis/0"},
     }
     settings = Settings.of(said)
     file = tmp_path / "settings.json"

@@ -56,9 +56,15 @@ class TestTable:
 
     def test_a_worker_gets_its_socket_and_longer_than_its_drain(self, tmp_path: Path) -> None:
         worker = children_of(settings(tmp_path, timeouts={"drain": 7}), tmp_path / "s.json", Listeners((7,), 8))[0]
-        assert worker.argv[-5:] == ("proxy.worker", "--settings", str(tmp_path / "s.json"), "--fd", "7")
+        assert worker.argv[-7:] == ("proxy.worker", "--place", "0", "--settings", str(tmp_path / "s.json"), "--fd", "7")
         assert worker.fd == 7
         assert worker.stop_timeout > 7
+
+    @pytest.mark.parametrize("workers", [1, 2, 4])
+    def test_workers_that_share_an_address_are_not_asked_there(self, tmp_path: Path, workers: int) -> None:
+        children = children_of(settings(tmp_path), tmp_path / "settings.json", Listeners(tuple(range(7, 7 + workers)), 20))
+        assert [child.fd for child in children[:workers]] == list(range(7, 7 + workers))
+        assert [child.shared for child in children] == [workers > 1] * workers + [False, False]
 
     @pytest.mark.parametrize(
         ("listen", "url"),
@@ -85,6 +91,7 @@ class TestRefusing:
             ({"metrics": {"listen": "127.0.0.1:1"}}, "metrics.listen"),
             ({"state_dir": "elsewhere"}, "state_dir"),
             ({"database": "sqlite:///elsewhere"}, "database"),
+            ({"workers": 2, "redis": {"url": "redis://redis"}}, "workers"),
             ({"phoenix": {"start": True}}, "phoenix.start"),
         ],
     )
@@ -104,7 +111,8 @@ class TestRefusing:
 
     def test_the_rest_can_be_changed(self) -> None:
         more = {"currency": "EUR", "backends": [{"url": "http://h:1"}], "timeouts": {"drain": 1}, "capture": {"content": True}}
-        refuse_changes(Settings(), Settings.of(more))
+        limits = {"everyone": {"concurrent_requests": 1}, "teams": {"r": {}}, "keys": {"alice": {"team": "r"}}}
+        refuse_changes(Settings(), Settings.of({**more, **limits, "redis": {"url": "redis://redis"}}))
 
 
 class TestOpening:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from time import monotonic_ns
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from proxy.auth import Authenticator
-from proxy.errors import InvalidRequest, NotReady, Unauthenticated
+from proxy.auth.guesses import GUESSES
+from proxy.errors import InvalidRequest, NotReady, RateLimited, Unauthenticated
 from proxy.exchange import Exchange, Remembered
 from proxy.flow import Flow
-from proxy.snapshot import Principal, Snapshot, SnapshotFile
-from proxy.snapshot.model import encode_principal
+from proxy.snapshot import Allowance, Principal, Snapshot, SnapshotFile
+from proxy.snapshot.model import decode_snapshot, encode_principal
 
 
 def snapshot(*keys: str) -> Snapshot:
@@ -216,3 +219,134 @@ def test_what_failed_is_not_remembered(authorization: bytes | None) -> None:
     for _ in range(2):
         with pytest.raises(Unauthenticated):
             made.authenticate(exchange(authorization, remembered))
+
+
+# --- expiry ------------------------------------------------------------------------------------------------------------
+
+SOON_NS = 4_102_444_800_000_000_000
+LATER_NS = SOON_NS + 1_000_000_000
+
+
+def expiring(key: int = 0, team: int = 0, everyone: int = 0) -> Snapshot:
+    """`gh-1`, whose levels expire then; 0: never."""
+    principal = Principal("id", "name", "team", Allowance(expires_unix_ns=key))
+    return Snapshot(
+        SnapshotFile(
+            keys={hashlib.sha256(b"gh-1").digest(): encode_principal(principal)},
+            teams={"team": Allowance(expires_unix_ns=team)},
+            everyone=Allowance(expires_unix_ns=everyone),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "team", "everyone"),
+    [(SOON_NS, 0, 0), (0, SOON_NS, 0), (0, 0, SOON_NS), (SOON_NS, LATER_NS, LATER_NS), (LATER_NS, SOON_NS, 0)],
+)
+def test_a_key_is_none_from_the_moment_on_at_which_the_first_of_its_levels_expires(key: int, team: int, everyone: int) -> None:
+    now = [SOON_NS - 1]
+    made = Authenticator(SimpleNamespace(current=expiring(key, team, everyone)), lambda: now[0])  # type: ignore[arg-type]
+    made.authenticate(exchange(b"Bearer gh-1"))
+    now[0] += 1
+    refused = exchange(b"Bearer gh-1")
+    with pytest.raises(Unauthenticated) as raised:
+        made.authenticate(refused)
+    assert (raised.value.error_code, raised.value.status) == ("expired_api_key", 401)
+    assert not refused.accepted
+
+
+def test_a_connection_that_remembers_a_key_notices_its_expiry() -> None:
+    now = [SOON_NS - 1]
+    made = Authenticator(SimpleNamespace(current=expiring(SOON_NS)), lambda: now[0])  # type: ignore[arg-type]
+    remembered = Remembered()
+    first, second = exchange(b"Bearer gh-1", remembered), exchange(b"Bearer gh-1", remembered)
+    made.authenticate(first)
+    now[0] = SOON_NS
+    first.record.received_unix_ns = SOON_NS - 3_000_000_000  # its first byte is not what counts ...
+    made.authenticate(first)
+    second.record.received_unix_ns = SOON_NS - 3_000_000_000
+    second.origin_ns -= 3_000_000_000  # ... but the moment at which it is whole, and its turn
+    with pytest.raises(Unauthenticated, match="expired"):
+        made.authenticate(second)
+    assert not second.accepted
+
+
+def test_a_key_that_has_expired_is_no_guess() -> None:
+    made = Authenticator(SimpleNamespace(current=expiring(1)))  # type: ignore[arg-type]
+    for _ in range(2 * GUESSES):
+        with pytest.raises(Unauthenticated):
+            made.authenticate(exchange(b"Bearer gh-1"))
+
+
+def test_the_team_is_on_the_record() -> None:
+    made = exchange(b"Bearer gh-1")
+    assert Authenticator(SimpleNamespace(current=expiring())).authenticate(made).team == "team"  # type: ignore[arg-type]
+    assert made.record.team == "team"
+
+
+# --- guessing ----------------------------------------------------------------------------------------------------------
+
+
+def from_address(address: str, authorization: bytes, remembered: Remembered | None = None) -> Exchange:
+    made = exchange(authorization, remembered)
+    made.record.client_address = address
+    return made
+
+
+def test_who_guesses_too_often_is_told_to_wait_and_a_right_key_never_is() -> None:
+    # failure 82
+    made, _ = authenticator(snapshot("gh-1"))
+    for _ in range(GUESSES):
+        with pytest.raises(Unauthenticated):
+            made.authenticate(from_address("192.0.2.1", b"Bearer wrong"))
+    with pytest.raises(RateLimited) as raised:
+        made.authenticate(from_address("192.0.2.1", b"Bearer wrong"))
+    error = raised.value
+    assert (error.status, error.error_code, error.retry_after_s) == (429, "rate_limit_exceeded", 1)
+    assert error.lines.startswith(b"\r\nretry-after-ms: ")
+    made.authenticate(from_address("192.0.2.1", b"Bearer gh-1"))
+    with pytest.raises(Unauthenticated):
+        made.authenticate(from_address("192.0.2.2", b"Bearer wrong"))
+
+
+def test_one_sites_ipv6_addresses_guess_together() -> None:
+    # failure 82
+    made, _ = authenticator(snapshot("gh-1"))
+    for number in range(GUESSES):
+        with pytest.raises(Unauthenticated):
+            made.authenticate(from_address(f"2001:db8:1:2::{number:x}", b"Bearer wrong"))
+    with pytest.raises(RateLimited):
+        made.authenticate(from_address("2001:db8:1:2:ffff::", b"Bearer wrong"))
+
+
+def test_right_keys_are_not_counted() -> None:
+    # failure 82
+    made, _ = authenticator(snapshot("gh-1"))
+    for _ in range(2 * GUESSES):
+        made.authenticate(from_address("192.0.2.1", b"Bearer gh-1"))
+    assert len(made._guesses) == 0
+
+
+# --- very many keys ----------------------------------------------------------------------------------------------------
+
+
+def test_many_keys_are_looked_up_one_by_one_and_wrong_ones_leave_nothing() -> None:
+    """100,000 keys: none is decoded before it is used, and 100,000 wrong ones make nothing grow."""
+    # failure 82
+    file = SnapshotFile(
+        keys={
+            hashlib.sha256(b"gh-%d" % n).digest(): encode_principal(Principal(f"key_{n}", f"name {n}", "research"))
+            for n in range(100_000)
+        }
+    )
+    known = Snapshot(decode_snapshot(msgspec.msgpack.encode(file)))
+    made, _ = authenticator(known)
+    assert len(known._principals) == 0
+    for n in (0, 5, 99_999, 5):
+        sent = exchange(b"Bearer gh-%d" % n)
+        made.authenticate(sent)
+        assert sent.record.key_id == f"key_{n}"
+    assert len(known._principals) == 3
+    digests = (secrets.token_bytes(32) for _ in range(100_000))
+    assert all(known.principal(digest) is None for digest in digests)
+    assert len(known._principals) == 3

@@ -13,6 +13,8 @@ import pytest
 from proxy.cli.check import Finding, perhaps_sold
 from proxy.control.discovery import Answer, Kind
 from proxy.settings import Settings
+from proxy.store import create_key, open_database
+from tests.support.redis import Redis, redis_server
 from tests.support.scripted_vllm import ScriptedVLLM
 from tests.unit.cli.conftest import Command
 
@@ -141,3 +143,105 @@ def test_names_do_nothing_to_the_terminal(command: Command, vllm: ScriptedVLLM) 
     output = command("check", "--backend", vllm.url).stdout
     assert r"\x1b[31mred" in output
     assert "\x1b" not in output
+
+
+# -- limits and budgets --
+
+
+def test_for_whom_and_for_what_the_limits_are(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    settings = {
+        "backends": [{"url": vllm.url}],
+        "everyone": {"models": ["smol*", "Smol*"]},
+        "teams": {"research": {"budgets": [{"tokens": 1, "per": "day"}, {"gpu_seconds": 1, "per": "day"}]}, "sales": {}},
+        "keys": {"alice": {"team": "research"}, "alcie": {"team": "research", "models": ["oter"]}},
+    }
+    config(here, **settings)
+    expected = [
+        "remark   keys.alcie: no key in use has this name",
+        "remark   teams.sales: no key is in this team",
+        "remark   everyone.models: no backend serves a model called 'Smol*'",
+        "remark   keys.alcie.models: no backend serves a model called 'oter'",
+        "remark   teams.research.budgets[1].gpu_seconds: nothing is counted against it yet, so it limits nothing",
+    ]
+    output = command("check").stdout
+    assert [line for line in output.splitlines() if line.startswith("remark")] == expected[1:], "there is no database yet"
+    assert not (here / ".glasshouse").exists(), "and none is made"
+
+    (here / ".glasshouse").mkdir()
+    engine = open_database(Settings().database_url)
+    with engine.begin() as connection:
+        create_key(connection, "alice")
+    engine.dispose()
+    output = command("check").stdout
+    assert [line for line in output.splitlines() if line.startswith("remark")] == expected
+
+
+def test_keys_that_cannot_be_read(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    (here / ".glasshouse").mkdir()
+    (here / ".glasshouse" / "glasshouse.db").write_text("no database " * 100)
+    config(here, backends=[{"url": vllm.url}], keys={"alice": {}})
+    assert "problem  database: its keys can't be read: file is not a database" in command("check", status=1).stdout
+
+
+def test_several_workers_without_redis(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    config(here, backends=[{"url": vllm.url}], workers=4)
+    assert "workers: 4 is not allowed without Redis" in command("check", status=1).stderr
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    """One that wants a password."""
+    with redis_server(password="canary") as server:
+        yield server
+
+
+def with_password(redis: Redis, password: str) -> str:
+    return redis.unix_url.replace("://", f"://:{password}@")
+
+
+def test_redis(command: Command, vllm: ScriptedVLLM, here: Path, redis: Redis) -> None:
+    config(here, backends=[{"url": vllm.url}], workers=2, redis={"url": with_password(redis, "canary")})
+    output = command("check").output
+    assert f"Redis: {redis.unix_url}, version " in output
+    assert "The settings are good, and every backend and Redis answer." in output
+    assert "redis:" not in output
+    assert "canary" not in output
+
+
+def test_a_redis_that_forgets(command: Command, vllm: ScriptedVLLM, here: Path, redis: Redis) -> None:
+    redis.client.config_set("maxmemory-policy", "allkeys-lru")
+    config(here, backends=[{"url": vllm.url}], redis={"url": with_password(redis, "canary")})
+    assert "remark   redis: maxmemory-policy is 'allkeys-lru'" in command("check").stdout
+
+
+def test_a_redis_that_runs_no_scripts(command: Command, vllm: ScriptedVLLM, here: Path, redis: Redis) -> None:
+    redis.client.execute_command("ACL", "SETUSER", "default", "-eval")
+    config(here, backends=[{"url": vllm.url}], redis={"url": with_password(redis, "canary")})
+    output = command("check", status=1).stdout
+    assert "problem  redis: " in output
+    assert "runs no scripts that use cmsgpack" in output
+
+
+@pytest.mark.parametrize("password", ["wrong-secret", ""])
+def test_a_redis_that_wants_another_password(
+    command: Command, vllm: ScriptedVLLM, here: Path, redis: Redis, password: str
+) -> None:
+    config(here, backends=[{"url": vllm.url}], redis={"url": with_password(redis, password)})
+    output = command("check", status=1).stdout
+    assert f"problem  redis: {redis.unix_url} can't be used: " in output
+    assert "-secret" not in output
+
+
+def test_no_redis(command: Command, vllm: ScriptedVLLM, nobody: str, here: Path) -> None:
+    url = nobody.replace("http://", "redis://:canary@")
+    config(here, backends=[{"url": vllm.url}], redis={"url": url})
+    output = command("check", status=1).stdout
+    assert f"problem  redis: {nobody.replace('http', 'redis')} can't be used: " in output
+    assert "canary" not in output
+
+
+def test_options_that_the_client_does_not_have(command: Command, vllm: ScriptedVLLM, here: Path, redis: Redis) -> None:
+    config(here, backends=[{"url": vllm.url}], redis={"url": f"{with_password(redis, 'canary')}?no_such_option=canary"})
+    output = command("check", status=1).stdout
+    assert "options are none of the client's" in output
+    assert "canary" not in output

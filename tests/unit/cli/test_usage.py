@@ -38,6 +38,7 @@ def ledger(here: Path) -> None:
         "input_tokens": 600,
         "cached_tokens": 500,
         "output_tokens": 200,
+        "team": "research",
     }
     with open_database(f"sqlite:///{here / '.glasshouse/glasshouse.db'}").begin() as connection:
         records = [
@@ -106,6 +107,17 @@ def test_json(command: Command) -> None:
         "cost": {"EUR": "0.000000005", "USD": "1152921504.606978976"},
     }
     assert (second["group"], second["crashed"], second["cost"]) == ("key_2", 1, {})
+
+
+def test_teams_and_who_is_in_none(command: Command) -> None:
+    head, nobody, research, total = (line.split() for line in command("usage", "--by", "team").stdout.splitlines())
+    assert head[:2] == ["TEAM", "REQUESTS"]
+    assert (nobody[:2], research[:2], total[:2]) == (["-", "1"], ["research", "3"], ["total", "4"])
+    rows = list(csv.DictReader(io.StringIO(command("usage", "--by", "team", "--format", "csv").stdout, newline="")))
+    assert [(row["team"], row["label"], row["requests"], row["cost_eur"]) for row in rows] == [
+        ("", "", "1", "0.00"),
+        ("research", "research", "3", "0.000000005"),
+    ]
 
 
 def test_audio_has_a_column_where_there_is_any(here: Path, command: Command) -> None:

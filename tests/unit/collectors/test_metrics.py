@@ -60,6 +60,8 @@ def test_a_stream_that_went_well() -> None:
         ("qwen3-8b", "search", "reasoning"): [2],
     }
     assert counted.pop("cost_total") == {("qwen3-8b", "search", "USD"): [30_000]}
+    assert counted.pop("team_tokens_total") == {("none", "input"): [600], ("none", "output"): [5]}
+    assert counted.pop("team_cost_total") == {("none", "USD"): [30_000]}
     assert counted.pop("requests_by_usage_source_total") == {("qwen3-8b", "engine"): [1]}
     assert counted.pop("attempts_total") == {("gpu-0", "ok"): [1]}
     where = ("chat", "qwen3-8b", "gpu-0")
@@ -85,6 +87,34 @@ def test_what_was_heard_is_counted_by_the_second() -> None:
     heard = [make_record(number, model="whisper", audio_seconds=seconds) for number, seconds in enumerate((3, 40, 0))]
     assert count(*heard)["audio_seconds_total"] == {("whisper", "search"): [43]}
     assert "audio_seconds_total" not in count(make_record()), "nothing is said of those who never spoke"
+
+
+def test_a_team_uses_what_its_keys_use() -> None:
+    said = [("alice", "research"), ("bob", "research"), ("carol", "")]
+    counted = count(*(make_record(number, key_name=key, team=team) for number, (key, team) in enumerate(said)))
+    assert counted["team_tokens_total"] == {
+        ("research", "input"): [1200],
+        ("research", "output"): [10],
+        ("none", "input"): [600],
+        ("none", "output"): [5],
+    }
+    assert counted["team_cost_total"] == {("research", "USD"): [60_000], ("none", "USD"): [30_000]}
+
+
+def test_what_a_limit_refused_is_told_by_whose_it_is() -> None:
+    refused = ["key.requests_per_minute", "team.budget", "team.budget", "everyone.concurrent_requests"]
+    limited = {"outcome": Outcome.REJECTED, "status": 429, "error_code": "rate_limit_exceeded"}
+    records = [make_rejected(number, refused_by=by, **limited) for number, by in enumerate(refused)]
+    assert count(*records, make_record())["limit_rejections_total"] == {
+        ("key", "requests_per_minute", "search"): [1],
+        ("team", "budget", "search"): [2],
+        ("everyone", "concurrent_requests", "search"): [1],
+    }
+
+
+def test_who_went_on_over_a_soft_budget_is_told() -> None:
+    counted = count(*(make_record(number, over_budget=level) for number, level in enumerate(("team", "", "team", "key"))))
+    assert counted["over_soft_budget_requests_total"] == {("team", "search"): [2], ("key", "search"): [1]}
 
 
 def test_a_retry_is_two_attempts_of_one_request_and_the_engine_has_its_say() -> None:
@@ -173,7 +203,7 @@ def test_labels_hold_no_request_no_session_and_no_person() -> None:
     of_rows = [*(row.labels for row in ROWS), *(row.labels for row in WORKER_COUNTERS), *(row.labels for row in GAUGES)]
     labels = {label for names in of_rows for label in names}
     bounded = {"operation", "model", "backend", "key", "outcome", "status", "kind", "currency", "source", "code", "result"}
-    assert labels <= bounded | {"stream", "sink", "reason", "version"}
+    assert labels <= bounded | {"stream", "sink", "reason", "version", "team", "level", "limit", "worker"}
 
 
 @pytest.mark.parametrize("row", HISTOGRAMS, ids=lambda row: row.name)
@@ -206,7 +236,7 @@ def gauges(view: View) -> dict[str, dict[tuple[str, ...], float]]:
 def test_before_anything_runs() -> None:
     now = gauges(View(DAY, "0.1.0", backends=["gpu-0"]))
     assert now["workers"] == {(): 0}
-    assert now["requests_in_flight"] == {(): 0}
+    assert now["requests_in_flight"] == {}
     assert now["backend_requests_in_flight"] == {("gpu-0",): 0}
     assert now["snapshot_age_seconds"] == {}
     assert now["heartbeat_age_seconds"] == {}
@@ -223,19 +253,43 @@ def test_of_several_workers_counts_are_summed_and_the_worst_delay_shows() -> Non
     two = Heartbeat("b", DAY, 4, {"gpu-0": 4}, 20, 7 * MS, DAY - 10 * NANO, draining=True, journal_full=True)
     two.certificate_expiry_unix_s = 1_700_000_000
     one.tasks, two.tasks = 4, 3
-    gone = Heartbeat("c", DAY - 99 * NANO, 9, {"gpu-0": 9}, 9, 99 * MS, 1, draining=True, alive=False)
+    two.worker = 1
+    gone = Heartbeat("c", DAY - 99 * NANO, 9, {"gpu-0": 9}, 9, 99 * MS, 1, draining=True, alive=False, worker=2)
     now = gauges(View(DAY, "", ["gpu-0", "gpu-1", "gpu-2"], [one, two, gone]))
     assert now["workers"] == {(): 2}
     assert now["workers_draining"] == {(): 1}
     assert now["worker_tasks"] == {(): 7}
-    assert now["requests_in_flight"] == {(): 7}
+    assert now["requests_in_flight"] == {("0",): 3, ("1",): 4}
     assert now["backend_requests_in_flight"] == {("gpu-0",): 6, ("gpu-1",): 1, ("gpu-2",): 0}
-    assert now["connections"] == {(): 30}
+    assert now["connections"] == {("0",): 10, ("1",): 20}
     assert now["loop_delay_seconds"] == {(): 0.007}
     assert now["heartbeat_age_seconds"] == {(): 1.0}
     assert now["snapshot_age_seconds"] == {(): 30.0}
     assert now["journal_full"] == {(): 1}
     assert now["certificate_expiry_timestamp_seconds"] == {(): 1_700_000_000}
+
+
+def test_a_worker_and_the_one_that_takes_over_from_it_are_one() -> None:
+    old = Heartbeat("a", DAY, 3, {}, 10, worker=1, reservations=3, redis="down", draining=True)
+    new = Heartbeat("b", DAY, 1, {}, 4, worker=1, reservations=1, redis="up")
+    other = Heartbeat("c", DAY, 2, {}, 5, worker=0, reservations=2, redis="up")
+    now = gauges(View(DAY, "", workers=[old, new, other]))
+    assert now["requests_in_flight"] == {("0",): 2, ("1",): 4}
+    assert now["connections"] == {("0",): 5, ("1",): 14}
+    assert now["reservations"] == {("0",): 2, ("1",): 4}
+    assert now["limits_degraded"] == {("0",): 0, ("1",): 1}
+    assert now["redis_up"] == {("0",): 1, ("1",): 0}
+
+
+def test_without_redis_nothing_is_degraded_and_nothing_is_up() -> None:
+    now = gauges(View(DAY, "", workers=[Heartbeat("a", DAY)]))
+    assert (now["limits_degraded"], now["redis_up"]) == ({("0",): 0}, {})
+
+
+def test_what_workers_count_is_theirs() -> None:
+    beat = Heartbeat("a", DAY, worker=3, requests=7, redis_failures=2)
+    read = {row.name.removeprefix("glasshouse_"): row.read(beat) for row in WORKER_COUNTERS}
+    assert (read["worker_requests_total"], read["redis_failures_total"]) == ({("3",): 7}, {("3",): 2})
 
 
 @pytest.mark.parametrize("successful", [True, False])

@@ -119,6 +119,20 @@ TRACES: dict[str, tuple[Record, Content | None]] = {
         ),
         SPOKEN,
     ),
+    "limited": (
+        make_rejected(
+            13,
+            model="qwen3-8b",
+            status=429,
+            outcome=Outcome.REJECTED,
+            error_code="insufficient_quota",
+            error="Your team has used up its budget.",
+            team="research",
+            refused_by="team.budget",
+        ),
+        None,
+    ),
+    "over_budget": (make_record(14, team="research", over_budget="key"), None),
     "tokenize": (
         made(
             12,

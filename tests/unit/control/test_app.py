@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from proxy import __version__
 from proxy.control import app as application
 from proxy.control.app import create_app
+from proxy.control.declared import Declared
 from proxy.control.discovery import Answer
 from proxy.control.feed import CatalogueFeed
 from proxy.control.inventory import Inventory
@@ -29,8 +30,9 @@ class Parts:
 
     def __init__(self, settings: Settings) -> None:
         self.inventory = Inventory(settings, None, NOW)
-        self.feed = CatalogueFeed(settings.database_url, None)
-        self.publisher = Publisher(settings.snapshot_path, settings.currency, self.inventory, self.feed, None)
+        declared = Declared(settings)
+        self.feed = CatalogueFeed(settings.database_url, declared, None)
+        self.publisher = Publisher(settings, declared, self.inventory, self.feed, None)
         self.app: FastAPI = create_app(settings, self.inventory, self.feed, self.publisher)
         self.inventory.known["a"].answered(Answer("vllm", {"m": b'{"id":"m","max_model_len":1024}'}), NOW)
         self.inventory.known["b"].failed("/v1/models: refused", NOW)
@@ -107,6 +109,40 @@ def test_keys_without_secrets_and_hashes(parts: Parts, client: TestClient) -> No
     assert secret not in answer.text
 
 
+def test_allowances_in_the_words_of_the_settings(tmp_path: Path) -> None:
+    month = {"money": "20.5", "per": "month", "time_zone": "Europe/Vienna"}
+    parts = Parts(
+        settings_in(
+            tmp_path,
+            everyone={"concurrent_requests": 64},
+            teams={"research": {"budgets": [month]}},
+            keys={
+                "alice": {"team": "research", "models": ["qwen*"], "expires": "2026-12-31T18:00:00+01:00"},
+                "bob": {},
+            },
+            redis={"url": "redis://:canary@redis.internal/0"},
+        )
+    )
+    with open_database(parts.feed._url).begin() as connection:
+        create_key(connection, "alice")
+    with parts.client() as client:
+        assert client.get("/allowances").json()["keys"]["bob"] == {"team": None, "allowance": {}, "in_use": None}
+        parts.feed.poll()
+        answer = client.get("/allowances")
+    parts.feed.close()
+    alice = {"models": ["qwen*"], "expires": "2026-12-31T18:00:00+01:00"}
+    assert answer.json() == {
+        "object": "allowances",
+        "everyone": {"concurrent_requests": 64},
+        "teams": {"research": {"budgets": [month | {"soft": False}]}},
+        "keys": {
+            "alice": {"team": "research", "allowance": alice, "in_use": True},
+            "bob": {"team": None, "allowance": {}, "in_use": False},
+        },
+    }
+    assert "canary" not in answer.text
+
+
 # -- no --
 
 
@@ -126,7 +162,7 @@ def test_an_unknown_path(client: TestClient, path: str) -> None:  # failure 83
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-@pytest.mark.parametrize("path", ["/health", "/models", "/backends", "/keys"])
+@pytest.mark.parametrize("path", ["/health", "/models", "/backends", "/keys", "/allowances"])
 def test_nothing_can_be_changed(client: TestClient, method: str, path: str) -> None:  # failure 75
     answer = client.request(method, path)
     assert answer.status_code == 405

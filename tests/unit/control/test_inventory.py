@@ -84,6 +84,25 @@ def test_another_context_length_is_one() -> None:  # failure 54
     assert stock.models()["m"].card == card("m", created=2, max_model_len=2048)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "context"),
+    [
+        ((1024, 2048), 1024),
+        ((2048, 1024), 1024),
+        ((None, 2048), 2048),
+        ((None, None), 0),
+        ((True, -1), 0),
+        (("1024", 10**30), 0),
+    ],
+)
+def test_the_smallest_context_of_a_models_backends_counts(lengths: tuple[object, object], context: int) -> None:
+    stock = inventory(backend("a"), backend("b"), models={"m": ModelSettings(assumed_output_tokens=77)})
+    for name, length in zip("ab", lengths, strict=True):
+        stock.known[name].answered(answer("m", max_model_len=length), NOW)
+    model = published(stock).models["m"]
+    assert (model.context_tokens, model.assumed_output_tokens) == (context, 77)
+
+
 def test_a_backend_that_fails_keeps_what_was_known() -> None:
     stock = inventory(backend("a"))
     stock.known["a"].answered(answer("m"), NOW)

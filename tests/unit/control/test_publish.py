@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
+from proxy.control.declared import Declared
 from proxy.control.discovery import Answer
 from proxy.control.feed import CatalogueFeed
 from proxy.control.inventory import Inventory
 from proxy.control.publish import PATIENCE_NS, REPEAT_NS, Publisher
 from proxy.settings import Settings
-from proxy.snapshot import Snapshot, SnapshotFile, read_snapshot
+from proxy.snapshot import UNLIMITED, Allowance, Budget, Principal, Snapshot, SnapshotFile, read_snapshot
 from proxy.store import create_key, hash_key, open_database, revoke_key
 
 ANSWER = Answer("vllm", {"m": b'{"id":"m"}'})
@@ -26,8 +28,9 @@ class Parts:
 
     def __init__(self, settings: Settings, previous: SnapshotFile | None = None) -> None:
         self.inventory = Inventory(settings, previous, 1)
-        self.feed = CatalogueFeed(settings.database_url, previous)
-        self.publisher = Publisher(settings.snapshot_path, "USD", self.inventory, self.feed, previous)
+        declared = Declared(settings)
+        self.feed = CatalogueFeed(settings.database_url, declared, previous)
+        self.publisher = Publisher(settings, declared, self.inventory, self.feed, previous)
         self.known = self.inventory.known["backend-0"]
 
     def publish(self, running_ns: int = 0) -> SnapshotFile | None:
@@ -129,6 +132,113 @@ def test_a_new_model_is_written_at_once_with_a_later_date(settings: Settings) ->
     assert second is not None
     assert (list(first.models), list(second.models)) == ([], ["m"])
     assert second.published_unix_ns > first.published_unix_ns
+
+
+# -- allowances --
+
+
+def with_limits(settings: Settings, **declared: object) -> Settings:
+    return Settings.of({"state_dir": settings.state_dir, "backends": [{"url": "http://127.0.0.1:1"}], **declared})
+
+
+def allowances_of(file: SnapshotFile, secret: str) -> Principal:
+    found = Snapshot(file).principal(hash_key(secret))
+    assert found is not None
+    return found
+
+
+def test_what_is_declared_is_published_with_the_key_of_that_name(settings: Settings, engine: Engine) -> None:
+    with engine.begin() as connection:
+        (alices, alice), (bobs, bob) = create_key(connection, "alice"), create_key(connection, "bob")
+    said = {
+        "everyone": {"tokens_per_minute": 9},
+        "teams": {"research": {"concurrent_requests": 4, "expires": "2026-12-31T18:00:00.000001+01:00"}},
+        "keys": {
+            "alice": {
+                "team": "research",
+                "requests_per_minute": 1,
+                "input_tokens_per_minute": 2,
+                "output_tokens_per_minute": 3,
+                "max_input_tokens": 5,
+                "models": ["qwen*"],
+                "operations": ["chat"],
+                "budgets": [
+                    {"money": "0.000000001", "per": "day"},
+                    {"tokens": 7, "per": "week", "time_zone": "Europe/Vienna"},
+                    {"gpu_seconds": 8, "per": "total", "soft": True},
+                ],
+            }
+        },
+    }
+    parts = Parts(with_limits(settings, **said))
+    parts.known.answered(ANSWER, 1)
+    parts.feed.poll()
+    file = parts.publish()
+    assert file is not None
+    budgets = (
+        Budget("money", 1, "day"),
+        Budget("tokens", 7, "week", "Europe/Vienna"),
+        Budget("gpu_seconds", 8_000_000_000, "total", soft=True),
+    )
+    allowance = Allowance(1, 2, 3, None, None, 5, ("qwen*",), ("chat",), 0, budgets)
+    assert allowances_of(file, alices) == Principal(alice.id, "alice", "research", allowance)
+    assert allowances_of(file, bobs) == Principal(bob.id, "bob", "", UNLIMITED)
+    assert file.everyone == Allowance(tokens_per_minute=9)
+    assert file.teams == {"research": Allowance(concurrent_requests=4, expires_unix_ns=1_798_736_400_000_001_000)}
+
+
+def test_money_is_nano_units_and_never_nothing(settings: Settings) -> None:
+    def nano(money: str) -> int:
+        declared = Declared(with_limits(settings, everyone={"budgets": [{"money": money, "per": "day"}]}))
+        return declared.everyone.budgets[0].amount
+
+    assert [nano(each) for each in ("20.5", "0.0000000004", "1000000000")] == [20_500_000_000, 1, 10**18]
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"everyone": {"concurrent_requests": 2}},
+        {"teams": {"research": {}}},
+        {"teams": {"research": {"max_input_tokens": 1}}, "everyone": {}},
+        {"keys": {"alice": {"requests_per_minute": 1}}},
+    ],
+)
+def test_another_allowance_is_written_at_once(settings: Settings, engine: Engine, declared: dict[str, object]) -> None:
+    """Also while the database is down: the keys that were known get theirs."""
+    with engine.begin() as connection:
+        secret, _ = create_key(connection, "alice")
+    before = Parts(settings)
+    before.known.answered(ANSWER, 1)
+    before.feed.poll()
+    previous = before.publish()
+    assert previous is not None
+
+    after = Parts(with_limits(settings, database="sqlite:////nowhere/at/all", **declared), previous)
+    assert not after.feed.poll()
+    file = after.publish()
+    assert file is not None
+    expected = Declared(with_limits(settings, **declared))
+    assert (file.everyone, file.teams) == (expected.everyone, expected.teams)
+    assert allowances_of(file, secret) == expected.principal(allowances_of(previous, secret).key_id, "alice")
+    assert after.publish() is None
+
+
+def test_a_declaration_for_nobody_is_told_of_once(settings: Settings, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    with engine.begin() as connection:
+        create_key(connection, "alice")
+    parts = Parts(with_limits(settings, keys={"alice": {}, "alcie": {}}))
+    assert parts.feed.without_key is None
+    for _ in range(2):
+        parts.feed.poll()
+        with engine.begin() as connection:
+            create_key(connection, f"other-{time.monotonic_ns()}")
+    assert parts.feed.without_key == ["alcie"]
+    assert [getattr(record, "keys", None) for record in caplog.records] == [["alcie"]]
+    with engine.begin() as connection:
+        create_key(connection, "alcie")
+    parts.feed.poll()
+    assert parts.feed.without_key == []
 
 
 def test_a_database_that_is_down(settings: Settings, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:  # failure 46

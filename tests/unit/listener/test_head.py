@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.errors import InvalidRequest
-from proxy.listener.head import TrustedProxies, check_host, check_transfer_encoding, household, origin_form, plain_address
+from proxy.listener.head import TrustedProxies, check_host, check_transfer_encoding, origin_form
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,6 @@ def test_a_target_that_is_none(target: bytes) -> None:
     # failure 35
     with pytest.raises(InvalidRequest):
         origin_form(target)
-
-
-def test_addresses() -> None:
-    assert plain_address("::ffff:192.0.2.7") == "192.0.2.7"
-    assert plain_address("2001:db8::1") == "2001:db8::1"
-    assert household("192.0.2.7") == "192.0.2.7"
-    assert household("2001:db8:1:2:3:4:5:6") == household("2001:db8:1:2::") == "2001:db8:1:2::"
-    assert household("2001:db8:1:3::") != household("2001:db8:1:2::")
-    assert household("fe80::1%eth0") == "fe80::"
 
 
 # --- X-Forwarded-For ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.snapshot import (
+    Allowance,
     Backend,
     Model,
     Principal,
@@ -51,8 +52,69 @@ def test_a_snapshot_is_ready_for_look_ups() -> None:
     assert snapshot.principal(b"h" * 32) is snapshot.principal(b"h" * 32)
     assert snapshot.principal(b"x" * 32) is None
     assert snapshot.principal(b"") is None
-    assert json.loads(snapshot.models_json) == {"object": "list", "data": [{"id": "m"}, {"id": "n"}]}
-    assert json.loads(Snapshot(SnapshotFile()).models_json) == {"object": "list", "data": []}
+    anybody = Principal("key_1", "Ärger")
+    assert json.loads(snapshot.models_json(anybody)) == {"object": "list", "data": [{"id": "m"}, {"id": "n"}]}
+    assert json.loads(Snapshot(SnapshotFile()).models_json(anybody)) == {"object": "list", "data": []}
+
+
+# --- who may use which models ------------------------------------------------------------------------------------------
+
+NAMES = ("qwen3-8b", "qwen3-32b", "Qwen/Qwen3-8B", "bge-m3", "a[1]")
+Patterns = tuple[str, ...] | None
+
+
+def models_of(key: Patterns, team: Patterns = None, everyone: Patterns = None) -> tuple[Snapshot, Principal]:
+    models = {name: Model(name, card=b'{"id":"%b"}' % name.encode()) for name in NAMES}
+    teams, all_of_us = {"research": Allowance(models=team)}, Allowance(models=everyone)
+    return Snapshot(SnapshotFile(models=models, teams=teams, everyone=all_of_us)), Principal(
+        "key_1", "alice", "research", Allowance(models=key)
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "team", "everyone", "allowed"),
+    [
+        (None, None, None, NAMES),
+        (("*",), None, None, NAMES),
+        (("qwen3-8b",), None, None, ("qwen3-8b",)),
+        (("qwen*",), None, None, ("qwen3-8b", "qwen3-32b")),
+        (("Qwen*",), None, None, ("Qwen/Qwen3-8B",)),
+        (("*8[bB]",), None, None, ("qwen3-8b", "Qwen/Qwen3-8B")),
+        (("qwen3-?b", "bge*"), None, None, ("qwen3-8b", "bge-m3")),
+        (("a[[]1]",), None, None, ("a[1]",)),
+        (("qwen",), None, None, ()),
+        ((), None, None, ()),
+        (None, ("qwen*",), None, ("qwen3-8b", "qwen3-32b")),
+        (None, None, ("bge*",), ("bge-m3",)),
+        (("qwen*",), ("*8b",), None, ("qwen3-8b",)),
+        (("qwen*",), ("*8b",), ("*32b",), ()),
+    ],
+)
+def test_a_key_may_use_what_all_its_levels_allow(
+    key: Patterns, team: Patterns, everyone: Patterns, allowed: tuple[str, ...]
+) -> None:
+    snapshot, alice = models_of(key, team, everyone)
+    assert tuple(snapshot.allowed_models(alice)) == allowed
+    assert [each["id"] for each in json.loads(snapshot.models_json(alice))["data"]] == list(allowed)
+
+
+def test_who_may_use_everything_costs_nothing() -> None:
+    snapshot, alice = models_of(None)
+    assert snapshot.allowed_models(alice) is snapshot.models
+    assert snapshot.models_json(alice) is snapshot.models_json(Principal("key_2", "bob"))
+
+
+def test_it_is_found_out_once_for_all_keys_of_the_same_patterns() -> None:
+    snapshot, alice = models_of(("qwen*",))
+    allowed = snapshot.allowed_models(alice)
+    assert snapshot.allowed_models(alice) is allowed
+    bob = Principal("key_2", "bob", "", Allowance(models=("qwen*",)))
+    assert snapshot.allowed_models(bob) is allowed
+
+
+def test_what_is_known_of_a_key_may_be_of_a_release_that_knew_no_limits() -> None:
+    earlier = msgspec.Raw(msgspec.msgpack.encode(["key_1", "alice"]))
+    assert Snapshot(SnapshotFile(keys={b"h" * 32: earlier})).principal(b"h" * 32) == Principal("key_1", "alice")
 
 
 @pytest.mark.parametrize("version", [SNAPSHOT_VERSION, SNAPSHOT_VERSION - 1])
