@@ -3,13 +3,17 @@
     ProxyError
     ├── ClientFault            the caller must change something
     │   ├── InvalidRequest         400
+    │   │   └── PromptTooLong          400
     │   ├── Unauthenticated        401
+    │   ├── Forbidden              403
     │   ├── NotFound               404  (path or model)
     │   ├── MethodNotAllowed       405
     │   ├── RequestTimeout         408
     │   ├── BodyTooLarge           413
     │   ├── UnsupportedMedia       415
     │   ├── ExpectationFailed      417
+    │   ├── RateLimited            429
+    │   │   └── QuotaExceeded          429
     │   ├── HeadersTooLarge        431
     │   ├── EngineRefused          as the engine answered (4xx; its own words went to the client)
     │   └── ClientGone             499  (nobody is left to read it)
@@ -32,6 +36,7 @@ error's meaning; there is no switch on its text anywhere.
 from __future__ import annotations
 
 import json
+import math
 from enum import IntEnum
 from typing import ClassVar
 
@@ -59,10 +64,12 @@ class ProxyError(Exception):
     """An error that has an answer in OpenAI's shape."""
 
     status: ClassVar[int] = 500
-    type: ClassVar[str] = "internal_error"
+    type: str = "internal_error"
     code: ClassVar[str | None] = None
     outcome: ClassVar[Outcome] = Outcome.INTERNAL_ERROR
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
+    refused_by: str = ""
+    """`level.limit`, if it was a limit that said no."""
     lines: bytes = b""
     """Header lines that its answer has besides the usual ones, each with CR LF before it."""
 
@@ -91,9 +98,26 @@ class InvalidRequest(ClientFault):
     pass
 
 
+class PromptTooLong(InvalidRequest):
+    """By how many tokens it is guessed to have, for a limit of `level`."""
+
+    code = "context_length_exceeded"
+    outcome = Outcome.REJECTED
+
+    def __init__(self, tokens: int, most: int, level: str) -> None:
+        super().__init__(f"The prompt is too long: about {tokens} tokens, and at most {most} are allowed here.")
+        self.refused_by = f"{level}.max_input_tokens"
+
+
 class Unauthenticated(ClientFault):
     status = 401
     code = "invalid_api_key"
+
+
+class Forbidden(ClientFault):
+    status = 403
+    code = "permission_denied"
+    outcome = Outcome.REJECTED
 
 
 class NotFound(ClientFault):
@@ -129,6 +153,34 @@ class UnsupportedMedia(ClientFault):
 class ExpectationFailed(ClientFault):
     status = 417
     code = "expectation_failed"
+
+
+class RateLimited(ClientFault):
+    """`type`: what there was too much of, `requests` or `tokens`. `wait_s`: seconds after which it may be tried again."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    outcome = Outcome.REJECTED
+
+    def __init__(self, message: str, *, type: str | None = None, wait_s: float | None = None) -> None:  # noqa: A002
+        super().__init__(message)
+        if type is not None:
+            self.type = type
+        if wait_s is not None:
+            self.retry_after_s = math.ceil(wait_s)
+            self.lines = b"\r\nretry-after-ms: %d" % math.ceil(wait_s * 1000)
+
+
+class QuotaExceeded(RateLimited):
+    """A budget is used up. Trying again won't help soon, and clients that ask are told so."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, *, wait_s: float | None = None) -> None:
+        super().__init__(message, wait_s=wait_s)
+        self.lines += b"\r\nx-should-retry: false"
 
 
 class HeadersTooLarge(ClientFault):

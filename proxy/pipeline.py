@@ -22,7 +22,7 @@ from proxy.relay import Relay
 from proxy.reply import Reply
 from proxy.routing import Router
 from proxy.settings import Settings
-from proxy.snapshot import Model, Snapshot, SnapshotFeed
+from proxy.snapshot import Model, Principal, Snapshot, SnapshotFeed
 from proxy.wire import models
 from proxy.wire.bounds import check_bounds
 from proxy.wire.operation import EngineOperation, Operation
@@ -47,7 +47,7 @@ class Pipeline:
         """False while there is too much captured content about; without a content journal nothing is captured anyway."""
         self._refuse_unrecorded = settings.journal.on_full == "refuse"
         self.authenticator = Authenticator(feed)
-        self.admission = Admission()
+        self.admission = Admission(journal.incarnation)
         self.router = Router()
         self.relay = Relay(self.router, settings, self._open)
         self.unaccepted: dict[str, int] = {}
@@ -57,23 +57,25 @@ class Pipeline:
         try:
             operation = exchange.operation = find_operation(exchange.method, exchange.target)
             exchange.record.operation = operation.name
-            self.authenticator.authenticate(exchange)  # accepted from here on
+            principal = self.authenticator.authenticate(exchange)  # accepted from here on
             if not exchange.headers.keys().isdisjoint(_CORRELATING):
                 self._correlate(exchange)
             if self._refuse_unrecorded:
                 self._refuse_if_full()
-            with self.admission.admit(exchange):  # held to the last byte
-                if isinstance(operation, EngineOperation):
-                    content_type = exchange.content_type
-                    if content_type != operation.media:
-                        _check_media(operation, content_type)
-                    request = operation.read(exchange.body, exchange.record, content_type)
-                    snapshot, model = self._route(request.model)
-                    check_bounds(request, model.bounds)
-                    exchange.model = model
-                    await self.relay.relay(operation, exchange, request, model, snapshot, reply)
-                else:
-                    self._answer(exchange, operation, reply)
+            if isinstance(operation, EngineOperation):
+                content_type = exchange.content_type
+                if content_type != operation.media:
+                    _check_media(operation, content_type)
+                request = operation.read(exchange.body, exchange.record, content_type)
+                snapshot, model = self._route(request.model, principal)
+                check_bounds(request, model.bounds)
+                exchange.model = model
+                permit = self.admission.admit(exchange, principal, operation, model, snapshot, reply)  # held to the last byte
+                if permit is not None and permit.waits:
+                    await permit.decided()
+                await self.relay.relay(operation, exchange, request, model, snapshot, reply)
+            else:
+                self._answer(exchange, principal, operation, reply)
         except ProxyError as error:
             self._fail(exchange, reply, error)
         except Exception:
@@ -102,23 +104,24 @@ class Pipeline:
         if self._journal.full:
             raise NotReady("The proxy can't record requests right now.", code="journal_full")
 
-    def _answer(self, exchange: Exchange, operation: Operation, reply: Reply) -> None:
+    def _answer(self, exchange: Exchange, principal: Principal, operation: Operation, reply: Reply) -> None:
         """What the snapshot alone can answer: the models."""
         snapshot = self._snapshot()
         if operation is models.RETRIEVE:
             name = models.model_name(exchange.target)
             exchange.record.model = name[:256]
-            model = snapshot.models.get(name)
+            model = snapshot.allowed_models(principal).get(name)
             if model is None:
                 raise models.unknown_model(name)
             reply.whole(200, model.card)
         else:
-            reply.whole(200, snapshot.models_json)
+            reply.whole(200, snapshot.models_json(principal))
 
-    def _route(self, name: str | None) -> tuple[Snapshot, Model]:
+    def _route(self, name: str | None, principal: Principal) -> tuple[Snapshot, Model]:
         """The model that is asked for, or the only one. Its backend is bound by the relay, when the request is to be sent."""
         snapshot = self._feed.current or self._snapshot()
-        model = snapshot.models.get(name) if name else _only_model(snapshot)
+        allowed = snapshot.allowed_models(principal)
+        model = allowed.get(name) if name else _only_model(allowed)
         if model is None:
             raise models.unknown_model(name) if name else models.unnamed_model()
         return snapshot, model
@@ -149,6 +152,10 @@ class Pipeline:
             pass  # counted by the journal; `journal.on_full: serve` means that the answer goes out all the same
         except Exception:
             log.exception("a bug kept a request from being recorded", extra={"request_id": exchange.record.hex_id})
+        try:
+            self.admission.release(exchange)
+        except Exception:
+            log.exception("a bug kept limits from being let go", extra={"request_id": exchange.record.hex_id})
         exchange.call = None  # they know each other; without this only the garbage collector could free them
         reply.release()
 
@@ -228,5 +235,5 @@ def _check_media(operation: EngineOperation[Any], content_type: bytes) -> None:
         raise UnsupportedMedia(f"The Content-Type must be `{operation.media.decode()}`; it is {shown}.", param="Content-Type")
 
 
-def _only_model(snapshot: Snapshot) -> Model | None:
-    return next(iter(snapshot.models.values())) if len(snapshot.models) == 1 else None
+def _only_model(models: dict[str, Model]) -> Model | None:
+    return next(iter(models.values())) if len(models) == 1 else None

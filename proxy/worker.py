@@ -14,11 +14,14 @@ import resource
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from proxy import logs
+from proxy.admission.others import Others
 from proxy.errors import ShuttingDown
 from proxy.exchange import set_wall_anchor
 from proxy.journal import Heartbeat, HeartbeatFile, Journal
@@ -26,7 +29,11 @@ from proxy.listener.probes import READY, Probes
 from proxy.listener.server import Server
 from proxy.pipeline import Pipeline
 from proxy.settings import Settings
-from proxy.snapshot import SnapshotFeed
+from proxy.snapshot import Model, SnapshotFeed
+from proxy.spend.host import host_id
+
+if TYPE_CHECKING:
+    from proxy.admission.shared import Shared
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +51,14 @@ CONTENT_BYTES = 512 * 1024 * 1024
 
 
 class Worker:
-    """`ready_fd`: another incarnation serves until this one says there that it can."""
+    """`place`: among this host's workers. `ready_fd`: where it says that it is ready, once. `takes_over`: another serves until
+    then."""
 
-    def __init__(self, settings: Settings, ready_fd: int | None = None) -> None:
+    def __init__(self, settings: Settings, ready_fd: int | None = None, *, takes_over: bool = False, place: int = 0) -> None:
         self._settings = settings
+        self._place = place
         self._ready_fd = ready_fd
+        self._takes_over = takes_over
         self._feed = SnapshotFeed(settings.snapshot_path)
         self._feed.poll()
         self._journal = Journal(settings.journal_path, settings.journal.segment_bytes)
@@ -58,6 +68,8 @@ class Worker:
         self._heartbeat = HeartbeatFile(settings.journal_path, self._journal.incarnation)
         self._pipeline = Pipeline(settings, self._feed, self._journal, self._content)
         pipeline = self._pipeline
+        self._others = Others(settings, pipeline.admission, self._models)
+        self._shared = self._share()
         self._server = Server(
             settings, pipeline.handle, Probes(self._state), pipeline.count_unaccepted, pipeline.authenticator.identify
         )
@@ -74,21 +86,46 @@ class Worker:
             loop.add_signal_handler(number, self._stop, 0.0)
         loop.add_signal_handler(signal.SIGUSR1, self._stop, KEPT_ALIVE_S)
         self._beat()
+        self._others.look()
         sweeping = asyncio.create_task(self._sweep_forever(), name="sweep")
-        if self._ready_fd is not None:
+        sharing = asyncio.create_task(_keep_sharing(self._shared), name="redis") if self._shared is not None else None
+        if self._takes_over:
             await self._until_ready()
         if not self._stopping.is_set():
             await self._serve(listening)
+            await self._until_ready()
+            self._say_ready()
             await self._stopping.wait()
             await self._drain()
         sweeping.cancel()
+        if self._shared is not None and sharing is not None:
+            await self._shared.close()  # ends the task
         self._close()
+
+    def _share(self) -> Shared | None:
+        """What several workers share, if there is a Redis for it."""
+        settings = self._settings
+        if settings.redis is None:
+            return None
+        from proxy.admission.shared import Shared  # Redis' client is no small import
+
+        admission, host = self._pipeline.admission, host_id(settings.state_path)
+        admission.shared = Shared(
+            settings.redis, admission.incarnation, host, settings.workers, self._others.spend, admission.standings
+        )
+        return admission.shared
+
+    def _models(self) -> Mapping[str, Model]:
+        return self._feed.current.models if self._feed.current is not None else {}
 
     async def _serve(self, listening: socket.socket) -> None:
         await self._server.start(listening)
         log.info("serving", extra={"address": "{}:{}".format(*listening.getsockname()[:2]), "journal": self._journal.incarnation})
+
+    def _say_ready(self) -> None:
         if self._ready_fd is not None:
-            os.write(self._ready_fd, READY.encode())
+            if self._state() == READY:
+                os.write(self._ready_fd, READY.encode())
             os.close(self._ready_fd)
 
     def _stop(self, quiet_s: float) -> None:
@@ -96,7 +133,7 @@ class Worker:
         self._stopping.set()
 
     async def _until_ready(self) -> None:
-        """Until a request would be served here as well as by the one whose place this is to take; or until told to end."""
+        """Until a request would be served here as well as anywhere; or until told to end."""
         while self._state() != READY and not self._stopping.is_set():  # noqa: ASYNC110 - no hot path
             await asyncio.sleep(0.02)
 
@@ -158,6 +195,7 @@ class Worker:
         self._pipeline.sweep(now_ns)
         if self._sweeps % PROGRESS_EVERY == 0:
             self._pipeline.record_progress()
+            self._others.tend(leaving=self._server.draining)
         if self._sweeps % CONNECTIONS_EVERY == 0:
             self._server.sweep(now_ns)
             self._bound_content()
@@ -175,7 +213,9 @@ class Worker:
         self._heartbeat.write(
             Heartbeat(
                 incarnation=journal.incarnation,
+                worker=self._place,
                 unix_ns=time.time_ns(),
+                requests=self._pipeline.authenticator.accepted,
                 in_flight=len(self._pipeline.admission.in_flight),
                 in_flight_by_backend=dict(self._pipeline.router.in_flight),
                 connections=len(self._server.connections),
@@ -189,6 +229,9 @@ class Worker:
                 unaccepted=self._pipeline.unaccepted,
                 certificate_expiry_unix_s=certificate.expires_unix_s if certificate is not None else 0,
                 tasks=len(asyncio.all_tasks()),
+                reservations=self._pipeline.admission.reservations,
+                redis="" if self._shared is None else "up" if self._shared.up else "down",
+                redis_failures=0 if self._shared is None else self._shared.failures,
             )
         )
 
@@ -200,10 +243,20 @@ def _size(path: Path) -> int:
         return 0  # the collector was quicker
 
 
-async def _serve(settings: Settings, fd: int, ready_fd: int | None) -> None:
-    listening = socket.socket(fileno=fd)
+async def _keep_sharing(shared: Shared) -> None:
+    """While it doesn't run, everybody decides by himself."""
+    while True:
+        try:
+            await shared.run()
+        except Exception:
+            log.exception("a bug in sharing limits")
+            await asyncio.sleep(1.0)
+
+
+async def _serve(settings: Settings, given: argparse.Namespace) -> None:
+    listening = socket.socket(fileno=given.fd)
     listening.setblocking(False)
-    await Worker(settings, ready_fd).run(listening)
+    await Worker(settings, given.ready_fd, takes_over=given.take_over, place=given.place).run(listening)
 
 
 def _raise_file_limit() -> None:
@@ -216,7 +269,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="proxy.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True, help="effective settings, as the supervisor wrote them")
     parser.add_argument("--fd", type=int, required=True, help="an inherited listening socket")
-    parser.add_argument("--ready-fd", type=int, help="take over from another worker: accept once ready, and say so there")
+    parser.add_argument("--place", type=int, default=0, help="which of this host's workers it is, from 0 on")
+    parser.add_argument("--ready-fd", type=int, help="an inherited descriptor; say there that it is ready, once")
+    parser.add_argument("--take-over", action="store_true", help="from another worker, who serves until then")
     arguments = parser.parse_args()
     logs.setup("worker")
     _raise_file_limit()
@@ -224,7 +279,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
-    uvloop.run(_serve(Settings.read(arguments.settings), arguments.fd, arguments.ready_fd))
+    uvloop.run(_serve(Settings.read(arguments.settings), arguments))
 
 
 if __name__ == "__main__":

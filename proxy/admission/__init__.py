@@ -1,36 +1,16 @@
-"""3 admit: the right to run. There are no limits yet; a Permit counts what is in flight and is held to the last byte."""
+"""3 admit: the right to run. What a key may do at all, and whether it, its team and everyone still have room for this request.
 
-from __future__ import annotations
+admission.py  the step: who has which limits, and a Permit for each request
+standing.py   how a key, a team, everyone stands against its limits: buckets, budgets, counts; pure
+estimate.py   what a request will take, guessed
+permit.py     what one request holds, until its last byte
+refusals.py   what callers are told
+elsewhere.py  what other workers have spent, as the journal says
+shared.py     the same limits, shared by several workers through Redis
+batch.lua     what Redis does, in one round trip
+"""
 
-from types import TracebackType
+from proxy.admission.admission import Admission
+from proxy.admission.permit import Permit
 
-from proxy.exchange import Exchange
-
-
-class Admission:
-    """Hands out permits. `in_flight` are the exchanges that hold one."""
-
-    def __init__(self) -> None:
-        self.in_flight: set[Exchange] = set()
-
-    def admit(self, exchange: Exchange) -> Permit:
-        record = exchange.record
-        record.admitted_ns = record.authenticated_ns  # nothing was waited for
-        return Permit(self.in_flight, exchange)
-
-
-class Permit:
-    """A context manager, so that it is let go on every way out."""
-
-    __slots__ = ("_exchange", "_in_flight")
-
-    def __init__(self, in_flight: set[Exchange], exchange: Exchange) -> None:
-        self._in_flight = in_flight
-        self._exchange = exchange
-        in_flight.add(exchange)
-
-    def __enter__(self) -> None:
-        """It counts from its making."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._in_flight.discard(self._exchange)
+__all__ = ["Admission", "Permit"]

@@ -186,6 +186,28 @@ def measure(targets: Sequence[Target], plan: Plan) -> list[Result]:
     return results
 
 
+def measure_requests(targets: Sequence[Target], plan: Plan) -> list[Result]:
+    """Whole answers alone, in the same interleaved rounds; the caller stops the targets."""
+    results = [Result(name=target.name) for target in targets]
+    with rig(plan) as bench:
+        for target in targets:
+            bench.start(target)
+        for _ in range(plan.rounds):
+            for target, result in zip(targets, results, strict=True):
+                bench.requests(target, result)
+    return results
+
+
+def more_than(samples: Sequence[Sample], others: Sequence[Sample], baseline: Sequence[Sample]) -> tuple[float, float]:
+    """What the one costs more than the other, per request: in µs of worker CPU, and in requests of the baseline. Medians over
+    the rounds."""
+    rounds = list(zip(samples, others, baseline, strict=True))
+    return (
+        statistics.median(sample.worker_us - other.worker_us for sample, other, _ in rounds),
+        statistics.median((sample.worker_us - other.worker_us) / base.worker_us for sample, other, base in rounds),
+    )
+
+
 def ratio(samples: Sequence[Sample], baseline: Sequence[Sample]) -> float:
     """The median over the rounds of worker CPU per request, against the baseline's in the same round."""
     return statistics.median(sample.worker_us / base.worker_us for sample, base in zip(samples, baseline, strict=True))

@@ -56,6 +56,11 @@ def as_table(results: Sequence[Result], plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def requests_table(results: Sequence[Result], plan: Plan) -> str:
+    """The part for whole answers."""
+    return "\n".join(_work(f"whole answers, {plan.connections} connections", results, "requests"))
+
+
 def _work(title: str, results: Sequence[Result], kind: str) -> list[str]:
     lines = [f"{title:<44}{'per s':>9}{'worker us':>11}{'x ' + BASELINE:>9}{'others us':>11}{'failed':>8}"]
     baseline = _baseline(results, kind)

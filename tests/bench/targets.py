@@ -13,8 +13,9 @@ import sqlite3
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from proxy.settings import JournalSettings
@@ -121,19 +122,21 @@ class Nginx:
 
 
 class Glasshouse:
-    """The proxy of this repository, as `glasshouse up` runs it."""
+    """The proxy of this repository, as `glasshouse up` runs it. `config`: more of its settings."""
 
     name = "glasshouse"
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = name, config: Mapping[str, Any] | None = None) -> None:
+        self.name = name
         self.url = ""
+        self._config = config or {}
         self.key: str | None = None
         self._proxy: glasshouse.Glasshouse | None = None
 
     def start(self, upstream: str) -> None:
         # The product's own segment size: the tests' small one would have the worker change files all the time.
         journal = {"segment_bytes": JournalSettings().segment_bytes}
-        self._proxy = glasshouse.Glasshouse([upstream], {"journal": journal}).start()
+        self._proxy = glasshouse.Glasshouse([upstream], {"journal": journal, **self._config}).start()
         self.url, self.key = self._proxy.url, self._proxy.key
 
     def pids(self) -> dict[str, list[int]]:

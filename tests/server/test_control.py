@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import pytest
 
 from proxy.settings import Settings, address
-from proxy.snapshot import Snapshot, SnapshotError, SnapshotFile, read_snapshot
+from proxy.snapshot import Principal, Snapshot, SnapshotError, SnapshotFile, read_snapshot
 from proxy.store import create_key, hash_key, open_database, revoke_key
 from tests.support.scripted_vllm import ScriptedVLLM
 
@@ -112,7 +112,7 @@ def test_what_engines_serve_is_published_and_told(tmp_path: Path, two: tuple[Scr
             "a": (a.port, "vllm", ""),
             "b": (b.port, "vllm", ""),
         }
-        listed = json.loads(Snapshot(file).models_json)["data"]
+        listed = json.loads(Snapshot(file).models_json(Principal("key", "alice")))["data"]
         assert [(card["id"], card["max_model_len"], card["owned_by"]) for card in listed] == [
             ("shared", 1024, "vllm"),
             ("only-a", 1024, "vllm"),

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -69,6 +69,7 @@ class Glasshouse:
     key: of an existing state directory; a fresh one makes its own.
     models: wait until a model of every backend is known (turn it off where a backend is meant to be dead).
     patience: seconds for each thing that is waited for.
+    within: a command that runs another one, somewhere else: `ip netns exec NAME`.
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class Glasshouse:
         models: bool = True,
         env: Mapping[str, str] | None = None,
         patience: float = PATIENCE,
+        within: Sequence[str] = (),
     ) -> None:
+        self._within = within
         self._own_dir = tempfile.TemporaryDirectory(prefix="glasshouse-") if state_dir is None else None
         self.state_dir = Path(self._own_dir.name) if self._own_dir is not None else state_dir or Path()
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -105,7 +108,7 @@ class Glasshouse:
         file.write_text(json.dumps(self.config))  # JSON is YAML
         with self._output_file.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "proxy.cli", "up", "--config", str(file)],
+                [*self._within, sys.executable, "-P", "-m", "proxy.cli", "up", "--config", str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -234,9 +237,13 @@ class Glasshouse:
         """Until people could read this."""
         self._until(lambda: text in self.logs()["up"], f"{text!r} to be said", alive=False)
 
+    def until_beats(self, enough: Callable[[list[Heartbeat]], bool], what: str) -> None:
+        """Until the heartbeats of the living workers say so."""
+        self._until(lambda: enough(self._beats()), what)
+
     def until_in_flight(self, requests: int) -> None:
         """Until the workers' heartbeats say that so many requests are in flight."""
-        self._until(lambda: sum(beat.in_flight for beat in self._beats()) == requests, f"{requests} requests in flight")
+        self.until_beats(lambda beats: sum(beat.in_flight for beat in beats) == requests, f"{requests} requests in flight")
 
     def metrics(self) -> Samples:
         with _direct.open(self.metrics_url, timeout=PATIENCE) as answer:

@@ -29,12 +29,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from proxy.control.declared import Declared
 from proxy.exchange import Record, decode_record
 from proxy.journal import Checkpoint, Content, Heartbeat, Tail, decode_content, read_heartbeats
 from proxy.journal.reader import read_frames
 from proxy.journal.segment import HEADER_BYTES
 from proxy.settings import Settings
-from proxy.snapshot import Backend, Model, Principal, SnapshotFile, write_snapshot
+from proxy.snapshot import Backend, Model, SnapshotFile, write_snapshot
 from proxy.snapshot.model import encode_principal
 from tests.support.wire_client import Reply, WireClient, ask, request
 
@@ -78,7 +79,7 @@ class Worker:
     """`python -m proxy.worker` on a free port, until the end of the `with` block.
 
     backends: URLs (named b0, b1, ...), or entries of the catalogue. Every model is on all of them.
-    config: settings, as in the configuration file.
+    config: settings, as in the configuration file; what they declare is for keys named `name 0` (`KEY`), `name 1`, ...
     keys: keys that it knows, besides `KEY`.
     snapshot: False: start without a catalogue; `publish` makes one.
     files: soft and hard limit of its file descriptors.
@@ -190,10 +191,11 @@ class Worker:
         """Write the catalogue as `backends`, `models` and `keys` have it now. `more`: other fields of the snapshot."""
         self._revision += 1
         names = tuple(each.name for each in self.backends)
+        declared = Declared(self.settings)
         cards = {name: b'{"id":%b,"object":"model"}' % json.dumps(name).encode() for name in self.models}
         models = {name: Model(name, names, PICO_INPUT, PICO_CACHED, PICO_OUTPUT, card) for name, card in cards.items()}
         principals = {
-            hashlib.sha256(key.encode()).digest(): encode_principal(Principal(f"key_{i}", f"name {i}"))
+            hashlib.sha256(key.encode()).digest(): encode_principal(declared.principal(f"key_{i}", f"name {i}"))
             for i, key in enumerate(self.keys)
         }
         file = SnapshotFile(
@@ -202,6 +204,8 @@ class Worker:
             keys=principals,
             models=models,
             backends={each.name: each for each in self.backends},
+            everyone=declared.everyone,
+            teams=declared.teams,
         )
         write_snapshot(self.settings.snapshot_path, msgspec.structs.replace(file, **more))
         if self._process is not None:

@@ -21,10 +21,14 @@ def tree(kind: type[ProxyError] = ProxyError) -> Iterator[type[ProxyError]]:
 KINDS = [kind for kind in tree() if kind.__module__ == "proxy.errors"]
 
 
+_OF_LIMITS = ("requests", "tokens", "insufficient_quota")
+"""What OpenAI's 429 have for a type."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_an_answer(kind: type[ProxyError]) -> None:
     assert 400 <= kind.status <= 599
-    assert kind.type in {"invalid_request_error", "internal_error", "service_unavailable", "upstream_error"}
+    assert kind.type in {*("invalid_request_error", "internal_error", "service_unavailable", "upstream_error"), *_OF_LIMITS}
     assert kind.code is None or re.fullmatch(r"[a-z_]+", kind.code)
     assert kind.retry_after_s is None or kind.status == 503
 
@@ -32,7 +36,7 @@ def test_every_error_has_an_answer(kind: type[ProxyError]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_fault_and_outcome_agree(kind: type[ProxyError]) -> None:
     if issubclass(kind, ClientFault):
-        assert kind.outcome in (Outcome.CLIENT_ERROR, Outcome.CLIENT_GONE)
+        assert kind.outcome in (Outcome.CLIENT_ERROR, Outcome.CLIENT_GONE, Outcome.REJECTED)
         assert kind.status < 500
     elif issubclass(kind, UpstreamFault):
         assert kind.outcome in (Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT)
