@@ -17,6 +17,7 @@ import pytest
 from proxy.admission import shared as module
 from proxy.admission.standing import Plan, Window
 from proxy.snapshot import Allowance, Budget
+from proxy.spend.windows import Period, window
 from tests.support import tls
 from tests.support.redis import Redis, redis_server
 from tests.unit.admission.conftest import Ask, Ledger, Worker, until, verdicts
@@ -795,7 +796,9 @@ def test_what_a_lost_batch_said_is_said_again(redis: Redis, ending: bool) -> Non
 
     async def scenario() -> None:
         (worker,) = await workers(redis, 1)
-        asked = worker.ask(worker.plan(money(1000, "day")), 5, at_ns=time.time_ns() - 86_400 * 10**9)
+        yesterday_ns = time.time_ns() - 86_400 * 10**9
+        start_ns, _ = window(Period("day"), yesterday_ns)
+        asked = worker.ask(worker.plan(money(1000, "day")), 5, at_ns=yesterday_ns)
         assert await asked.verdict() == "granted"
         redis.pause()
         asked.settle(5)
@@ -804,7 +807,7 @@ def test_what_a_lost_batch_said_is_said_again(redis: Redis, ending: bool) -> Non
         if ending:
             await worker.shared.close()
             assert redis.client.zcard("{glasshouse}:leases") == 0
-        await until(lambda: spent(redis) == 5)
+        await until(lambda: stored(redis, f"@{start_ns}").get("sum") == "5")
         await worker.shared.close()
 
     run(scenario())
