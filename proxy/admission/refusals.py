@@ -57,27 +57,30 @@ def _quota_error(refusal: Refusal, account: Account) -> ProxyError:
 
 def rate_lines(plan: Plan, now: float) -> bytes:
     """The header lines of an answer; nothing for a key whose rates nobody limits."""
-    lines = _lines(_REQUESTS, plan.requests, now) if plan.requests else b""
-    return lines + _lines(_TOKENS, plan.tokens, now) if plan.tokens else lines
+    if plan.requests:
+        if plan.tokens:
+            return _BOTH % (*_closest(plan.requests, now), *_closest(plan.tokens, now))
+        return _REQUESTS % _closest(plan.requests, now)
+    return _TOKENS % _closest(plan.tokens, now) if plan.tokens else b""
 
 
-def _lines(lines: bytes, buckets: Iterable[Bucket], now: float) -> bytes:
-    """Of the bucket that will be empty first."""
+def _closest(buckets: Iterable[Bucket], now: float) -> tuple[int, int, bytes]:
+    """Limit, remaining and reset of the bucket that will be empty first."""
     least = float("inf")
-    limit, full_at = 0, now
     full = now + MINUTE
     for bucket in buckets:
-        left = (full - bucket.full_at) / bucket.seconds_each
+        left = (full - bucket.full_at) * bucket.each_second
         if left < least:
-            least, limit, full_at = left, bucket.limit, bucket.full_at
+            least, closest = left, bucket
+    limit, wait = closest.limit, closest.full_at - now
     left = 0 if least < 0 else limit if least > limit else int(least + _ROUNDING)
-    wait = full_at - now
-    return lines % (limit, left, b"%dms" % (wait * 1000 + 0.999) if 0 < wait < 0.999 else duration(wait))
+    return limit, left, b"%dms" % (wait * 1000 + 0.999) if 0 < wait < 0.999 else duration(wait)
 
 
 _LINES = b"\r\nx-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b"
 _REQUESTS = _LINES % ((b"requests",) * 3)
 _TOKENS = _LINES % ((b"tokens",) * 3)
+_BOTH = _REQUESTS + _TOKENS
 
 
 def duration(seconds: float) -> bytes:

@@ -48,12 +48,13 @@ Costs = tuple[int, int, int]
 class Bucket:
     """So many per minute. `full_at`: when it will be full again (monotonic seconds); before now: it is."""
 
-    __slots__ = ("full_at", "kind", "limit", "owed", "seconds_each")
+    __slots__ = ("each_second", "full_at", "kind", "limit", "owed", "seconds_each")
 
     def __init__(self, kind: Kind, limit: int) -> None:
         self.kind = int(kind)  # it is an index many times a request, and of plain integers the interpreter knows that at once
         self.limit = limit
         self.seconds_each = MINUTE / limit
+        self.each_second = limit / MINUTE
         self.full_at = 0.0
         self.owed = 0
         """Taken (or, if negative, given back) since Redis was last told."""
