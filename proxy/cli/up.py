@@ -394,6 +394,9 @@ class Banner:
         yield _fact("models", ", ".join(self.snapshot.models) or "none known yet")
         for index, backend in enumerate(settings.backends):
             yield _fact("" if index else "backends", self._backend(settings.backend_name(index), backend.url))
+        if settings.redis is not None:
+            workers = f"{settings.workers} workers" if settings.workers > 1 else "one worker"
+            yield _fact("limits", f"of {workers}, shared through {settings.redis.shown}")
         yield _fact("traces", self.traces.text)
         yield _fact("metrics", f"http://{settings.metrics.listen}/metrics")
         yield _fact("control", f"http://{settings.control.listen}")

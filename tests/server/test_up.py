@@ -300,10 +300,16 @@ class TestKeyring:
 class TestBanner:
     settings: Final = Settings.of({"listen": "0.0.0.0:8400", "backends": [{"url": "http://10.0.0.1:8000", "name": "gpu-0"}]})
 
-    def text(self, **more: Any) -> str:
+    def text(self, settings: Settings = settings, **more: Any) -> str:
         shown: dict[str, Any] = {"demo": False, "secret": "gh-key", "snapshot": SnapshotFile(), "seconds": 1.0}
         shown["traces"] = Traces("t", True)
-        return "\n".join(Banner(self.settings, **{**shown, **more}).lines())
+        return "\n".join(Banner(settings, **{**shown, **more}).lines())
+
+    def test_it_says_who_shares_limits_and_through_what(self) -> None:
+        shared = Settings.of({"workers": 4, "redis": {"url": "redis://:canary@redis:6379/1"}})
+        assert "limits    of 4 workers, shared through redis://redis:6379/1\n" in self.text(shared)
+        assert "canary" not in self.text(shared)  # failure 76
+        assert "limits" not in self.text()
 
     def test_all_interfaces_are_asked_on_loopback(self) -> None:
         assert "http://127.0.0.1:8400/v1  (port 8400 of every interface)" in self.text()
