@@ -305,9 +305,9 @@ LIMITED: Final = Row(
             "budget was used up, which refuses nothing.",
             "locale",
             [
-                Query(or_none(f"topk(10, {in_range(REFUSED, by='key')})", key="nobody"), "refused: {{key}}", instant=True),
+                Query(or_none(f"topk(10, {in_range(REFUSED, by='key')})", key="nobody"), "{{key}}: refused", instant=True),
                 Query(
-                    or_none(f"topk(10, {in_range(OVER_BUDGET, by='key')})", key="nobody"), "over budget: {{key}}", instant=True
+                    or_none(f"topk(10, {in_range(OVER_BUDGET, by='key')})", key="nobody"), "{{key}}: over budget", instant=True
                 ),
             ],
             width=8,

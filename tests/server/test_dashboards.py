@@ -52,6 +52,13 @@ CHAT: Final = "/v1/chat/completions"
 MODELS: Final = ("smollm2", "qwen3-8b")
 BACKENDS: Final = ("gpu-0", "gpu-1")
 KEYS: Final = ("default", "alice", "bob")
+TEAM: Final = "research"
+MEMBERS: Final = ("alice", "bob")
+LIMITS: Final[dict[str, Any]] = {
+    "teams": {TEAM: {"budgets": [{"tokens": 100_000, "per": "total"}, {"tokens": 1000, "per": "total", "soft": True}]}},
+    "keys": {"alice": {"team": TEAM}, "bob": {"team": TEAM, "max_input_tokens": 1000}},
+}
+"""The soft budget is soon used up, the other one is less than what 128 answers may take; neither is ever refused else."""
 PRICE: Final = {"price": {"input": "0.1", "cached_input": "0.02", "output": "0.4"}}
 FAILED: Final = {"rejected", "upstream_error", "timeout", "internal_error", "crashed"}
 
@@ -113,6 +120,9 @@ class Callers:
                     leaving.read(events=2)
             assert [waiting.read().status for waiting in hanging] == [504, 504]
         assert self.ask("bob", chat("no-such-model")).status == 404
+        assert self.ask("alice", chat("smollm2", n=128)).status == 429
+        assert self.ask("bob", chat("qwen3-8b", user="word " * 2000)).status == 400
+        assert self.ask("bob", chat("qwen3-8b", n=128)).status == 429
         for path, key in ((CHAT, "gh-nobody"), (CHAT, None), ("/metrics", self._secrets["bob"]), (CHAT, "gh-nobody")):
             reply = ask(self._proxy.url, path, chat("smollm2"), key=key)
             assert 400 <= reply.status < 500
@@ -216,6 +226,7 @@ def run(shared_glasshouse: Start, tmp_path_factory: pytest.TempPathFactory) -> I
         proxy = shared_glasshouse(
             [{"name": name, "url": engine.url} for name, engine in engines.items()],
             {
+                **LIMITS,
                 "models": dict.fromkeys(MODELS, PRICE),
                 "currency": "EUR",
                 "timeouts": {"first_byte": 4, "between_chunks": 600},
@@ -294,9 +305,11 @@ def paced(text: str) -> str:
 
 
 def labelled(row: Row) -> Row:
-    """A row, with what Prometheus calls its model, backend and key."""
+    """A row, with what Prometheus calls its model, backend, key and team, and the limit that refused it."""
     model = row["model"] if row["model"] in MODELS else "other" if row["model"] else "none"
-    return {**row, "model": model, "backend": row["backend"] or "none", "key": row["key_name"]}
+    level, _, limit = row["refused_by"].partition(".")
+    who = {"key": row["key_name"], "team": row["team"] or "none"}
+    return {**row, "model": model, "backend": row["backend"] or "none", **who, "level": level, "limit": limit}
 
 
 # -- what the ledger says --
@@ -359,6 +372,17 @@ class Ledger:
             labels: count for labels, count in results.items() if not re.match("ok$|client_", labels[1])
         }
         return self.rates(failed) or {("none", "failed"): 0}
+
+    def accepted(self) -> Said:
+        """By worker: what has ended and what hangs, but for what a killed one could not tell any more."""
+        least, most = len(self.run.first.rows), len(self.run.end.rows) + len(KEYS)
+        return {("0",): (least / self.seconds, most / self.seconds)}
+
+    def refused(self, *by: str) -> dict[tuple[str, ...], float]:
+        return self.sums(*by, of=lambda row: row["limit"] != "")
+
+    def over_budget(self) -> dict[tuple[str, ...], float]:
+        return self.sums("key", of=lambda row: row["over_budget"] != "")
 
     def rates(self, sums: Mapping[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:
         return {labels: value / self.seconds for labels, value in sums.items()}
@@ -446,6 +470,16 @@ ANSWERS: Final[dict[str, list[Callable[[Ledger], Said]]]] = {
     "Which keys cost most?": [lambda say: say.cost("currency", "key")],
     "Which keys use most tokens?": [lambda say: say.sums("key", of=lambda row: row["input_tokens"] + row["output_tokens"])],
     "Which keys send most requests?": [lambda say: say.sums("key")],
+    "Which teams cost most?": [lambda say: say.cost("currency", "team")],
+    "Which teams use most tokens?": [lambda say: say.sums("team", of=lambda row: row["input_tokens"] + row["output_tokens"])],
+    "Which limits refuse requests?": [lambda say: say.rates(say.refused("level", "limit"))],
+    "Whose requests are they?": [lambda say: say.refused("key"), lambda say: say.over_budget()],
+    "Do the workers share the limits?": [
+        lambda say: {(): 0},
+        lambda say: {},
+        lambda say: {(): 0},
+        lambda say: {(): len(MEMBERS)},
+    ],
     "What does the proxy add?": [lambda say: say.quantile(0.5, ADDED, added), lambda say: say.quantile(0.99, ADDED, added)],
     "Is the record behind?": [
         lambda say: {("ledger",): (0, 1), ("metrics",): (0, 1)},
@@ -459,6 +493,8 @@ ANSWERS: Final[dict[str, list[Callable[[Ledger], Said]]]] = {
     ],
     "How many clients are there?": [lambda say: {(): len(KEYS)}, lambda say: {(): len(KEYS)}],
     "Do the workers keep up?": [lambda say: {(): (0, 10)}],
+    "Do the workers share the work?": [lambda say: say.accepted()],
+    "Do they share the clients?": [lambda say: {("0",): len(KEYS)}],
     "Is every sink up?": [lambda say: {("ledger",): 1, ("metrics",): 1}],
     "Are the workers there?": [lambda say: {(): 1}, lambda say: {(): 0}, lambda say: {(): (0, 10)}],
     "Has anything been lost?": [
@@ -478,8 +514,8 @@ ANSWERS: Final[dict[str, list[Callable[[Ledger], Said]]]] = {
 }
 """A panel → what the ledger, or whoever else knows, says to each of its queries."""
 
-ABSENT: Final = {"certificate"}
-"""Legends of queries that this run has nothing for: it has no TLS. They are never all that a panel has."""
+ABSENT: Final = {"certificate", "Redis"}
+"""Legends of queries that this run has nothing for: it has no TLS and no Redis. They are never all that a panel has."""
 
 
 # -- the questions --
@@ -549,13 +585,26 @@ def test_a_panel_can_be_drawn(run: Run, title: str) -> None:
 
 def test_the_counters_themselves_are_the_ledgers_sums(run: Run) -> None:
     rows, at = run.end.rows, run.end.at
-    assert {row["outcome"] for row in rows} >= {"ok", "client_error", "client_gone", "upstream_error", "timeout", "crashed"}
+    outcomes = {"ok", "client_error", "rejected", "client_gone", "upstream_error", "timeout", "crashed"}
+    assert {row["outcome"] for row in rows} >= outcomes
     assert run.prometheus.number("sum(glasshouse_requests_total)", at) == len(rows)
     for kind, column in (("input", "input_tokens"), ("cached_input", "cached_tokens"), ("output", "output_tokens")):
         assert run.prometheus.number(f'sum(glasshouse_tokens_total{{kind="{kind}"}})', at) == sum(row[column] for row in rows) > 0
     for key in KEYS:
         cost = run.prometheus.number(f'sum(glasshouse_cost_total{{key="{key}", currency="EUR"}})', at)
         assert round(cost * NANO) == sum(row["cost_nano"] for row in rows if row["key"] == key) > 0
+
+
+def test_there_is_something_of_every_kind_of_limit(run: Run) -> None:
+    rows = run.end.rows
+    assert Counter((row["key"], row["refused_by"]) for row in rows if row["outcome"] == "rejected") == {
+        ("alice", "team.budget"): 2,
+        ("bob", "team.budget"): 2,
+        ("bob", "key.max_input_tokens"): 2,
+    }
+    over = [row for row in rows if row["over_budget"]]
+    assert {(row["key"], row["team"], row["over_budget"]) for row in over} == {(key, TEAM, "team") for key in MEMBERS}
+    assert {row["key"] for row in rows if row["team"] == "none"} == set(KEYS) - set(MEMBERS)
 
 
 def test_what_is_new_is_recorded_from_zero(run: Run) -> None:

@@ -314,6 +314,7 @@ class TestSeveralWorkers:
             await supervisor.ready(PATIENCE)
             first = dict(scene.trace("started"))
             os.kill(first["worker-1"], signal.SIGKILL)
+            await eventually(lambda: gone(first["worker-1"]))  # a dying process still takes a connection, and resets it
             answers = [int(await scene.get(scene.settings.listen)) for _ in range(100)]
             assert first["worker-1"] not in answers
             assert {first["worker-0"], first["worker-2"]} <= set(answers)

@@ -88,7 +88,7 @@ class _Client:
                 (2, self.read_slowly),
                 (0.3, self.stop_reading),
                 (1, self.be_refused),
-                (1, self.use_a_bad_key),
+                (2, self.use_a_bad_key),
                 (0.5, self.talk_rubbish),
             ),
             *((1, self.meet_a_failing_engine), (0.2, self.meet_a_silent_engine), (0.5, self.send_two_at_once)),
@@ -209,9 +209,10 @@ class _Client:
         self._send(f"refused: {kind}", CHAT, body, headers, sound=False, outcomes=frozenset({outcome}))
 
     def use_a_bad_key(self) -> None:
+        """So often that they are more than an address may try."""
         revoked = self._load.keys.revoked
         key = revoked[-1].secret if revoked and self._dice.random() < 0.5 else "gh-" + "x" * 43
-        self._send("bad key", CHAT, {"model": MODEL, **CASES[0].fields}, {}, sound=False, accepted=False, key=key)
+        self._send("bad key", CHAT, {"model": MODEL, **CASES[0].fields}, {}, sound=False, accepted=False, wrong_key=True, key=key)
 
     def talk_rubbish(self) -> None:
         """What is no HTTP, or no path of ours."""

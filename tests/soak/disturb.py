@@ -108,8 +108,9 @@ class Disturber:
     # -- what there is to do --
 
     def reload(self) -> None:
-        self._command("reload")
-        self._glasshouse.wait_ready()
+        with self._during(self.disturbances.reloads):
+            self._command("reload")
+            self._glasshouse.wait_ready()
 
     def kill_worker(self) -> None:
         with self._during(self.disturbances.worker_kills):

@@ -1,5 +1,5 @@
-"""Is every accepted request one row of the ledger, and does the row say what the client saw? Pure: requests and rows in,
-complaints out."""
+"""Is every accepted request one row of the ledger, and does the row say what the client saw? Do limits and budgets know what the
+ledger knows? Pure: requests and rows in, complaints out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from proxy.spend import Amounts
+
 NANO: Final = 1_000_000_000
 REFUSED: Final = frozenset({"client_error", "upstream_error", "rejected", "timeout"})
 LEFT: Final = frozenset({"client_gone", "ok"})
+TURNED_AWAY: Final = frozenset({401, 429})
+"""Statuses for wrong keys: the second for those that are too many."""
+GUESSES: Final = 60
+"""Wrong keys a minute that an address may try."""
 
 
 @dataclass
@@ -43,6 +49,13 @@ class Asked:
     """Of output, that there could be."""
     key_revoked: bool = False
     """Its key was revoked before it ended."""
+    wrong_key: bool = False
+    """Its key was none when it was sent."""
+
+    @property
+    def turned_away(self) -> bool:
+        """For its key."""
+        return self.status in TURNED_AWAY and (self.wrong_key or self.key_revoked)
 
 
 @dataclass
@@ -51,6 +64,7 @@ class Disturbances:
 
     worker_kills: list[tuple[float, float]] = field(default_factory=list)
     engine_restarts: list[tuple[float, float]] = field(default_factory=list)
+    reloads: list[tuple[float, float]] = field(default_factory=list)
 
     def worker_died(self, asked: Asked) -> bool:
         """While the request ran, or while its connection waited for it."""
@@ -58,6 +72,14 @@ class Disturbances:
 
     def engine_died(self, asked: Asked) -> bool:
         return _met(self.engine_restarts, asked.began, asked.ended)
+
+    def lives(self) -> Iterable[tuple[float, float]]:
+        """From when until when one worker, and no other, took connections."""
+        began = float("-inf")
+        for start, end in sorted([*self.worker_kills, *self.reloads]):
+            yield began, start
+            began = end
+        yield began, float("inf")
 
 
 def _met(spans: list[tuple[float, float]], since: float, until: float) -> bool:
@@ -79,14 +101,32 @@ def complaints(asked: Iterable[Asked], rows: Iterable[Mapping[str, Any]], distur
     return found
 
 
+def door_complaints(asked: Iterable[Asked], disturbances: Disturbances) -> list[str]:
+    """Is a wrong key refused, and one too many as too many: not before GUESSES of them came within a minute, and not later
+    either? All of `asked` are of one address; each worker counts for itself."""
+    wrong = [each for each in asked if each.wrong_key or each.turned_away or (each.key_revoked and not each.status)]
+    found = [f"{each.name}: a wrong key is answered with {each.status}" for each in wrong if each.status not in (0, *TURNED_AWAY)]
+    counted = [each for each in wrong if each.status != 429]
+    for each in wrong:
+        if each.status == 429:
+            before = sum(other.ended >= each.began - 60 and other.began <= each.ended for other in counted)
+            if before < GUESSES:
+                found.append(f"{each.name}: too many wrong keys, and in the minute before it were {before}")
+    for began, ended in disturbances.lives():
+        let = [each for each in counted if each.status and each.connected >= began and each.ended <= ended]
+        seconds = max((each.ended for each in let), default=0) - min((each.began for each in let), default=0)
+        if len(let) > GUESSES + seconds * GUESSES / 60:
+            found.append(f"{len(let)} wrong keys were let try in {seconds:.0f} s")
+    return found
+
+
 def _complaints(asked: Asked, rows: list[Mapping[str, Any]], disturbances: Disturbances) -> Iterable[str]:
     excused = disturbances.worker_died(asked)
     shaken = excused or disturbances.engine_died(asked)
     answered = (asked.status, asked.ending) == (200, "complete")
-    refused_key = asked.status == 401 and asked.key_revoked
-    if asked.sound and not (shaken or answered or refused_key or asked.ending == "left"):
+    if asked.sound and not (shaken or answered or asked.turned_away or asked.ending == "left"):
         yield f"failed with nothing in its way: {asked.detail}"
-    may = asked.accepted and asked.status != 401
+    may = asked.accepted and not asked.turned_away
     must = may and not (excused and asked.status == 0)
     if len(rows) > 1 or (must and not rows) or (rows and not may):
         yield f"{len(rows)} rows"
@@ -138,9 +178,35 @@ def disagreements(rows: list[dict[str, Any]], metrics: Metrics) -> list[str]:
         for name, labels, value in expected
         if (told := metrics.total(name, **labels)) != value
     ]
-    cost = sum(row["cost_nano"] for row in rows) / NANO
-    if abs((told := metrics.total("glasshouse_cost_total")) - cost) > 0.5 / NANO * len(rows):
-        found.append(f"glasshouse_cost_total is {told!r}, and by the ledger {cost!r}")
-    nothing = ("glasshouse_unrecorded_total", "glasshouse_journal_damaged_segments", "glasshouse_ledger_set_aside_records")
+    money: list[tuple[str, dict[str, str], list[int]]] = [("glasshouse_cost_total", {}, [row["cost_nano"] for row in rows])]
+    for team in {row["team"] for row in rows}:
+        of_it = [row["cost_nano"] for row in rows if row["team"] == team]
+        money.append(("glasshouse_team_cost_total", {"team": team or "none"}, of_it))
+    for name, labels, costs in money:
+        told, cost = metrics.total(name, **labels), sum(costs) / NANO
+        if abs(told - cost) > 0.5 / NANO * len(costs):
+            found.append(f"{name}{labels or ''} is {told!r}, and by the ledger {cost!r}")
+    nothing = (
+        "glasshouse_unrecorded_total",
+        "glasshouse_limit_rejections_total",
+        "glasshouse_journal_damaged_segments",
+        "glasshouse_ledger_set_aside_records",
+    )
     found += [f"{name} is {told:g}" for name in nothing if (told := metrics.total(name))]
     return found
+
+
+def misspent(rows: Iterable[Mapping[str, Any]], spent: Mapping[str, Mapping[tuple[str, str], Amounts]]) -> list[str]:
+    """Where what budgets are measured by (worker → (key id, team) → amounts) is something else than the ledger's sums."""
+    sums: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for row in rows:
+        own = sums[row["worker"], row["key_id"], row["team"]]
+        for at, amount in enumerate((row["cost_nano"], row["input_tokens"] + row["output_tokens"], row["gpu_ns"])):
+            own[at] += amount
+    by_ledger = {who: Amounts(*amounts) for who, amounts in sums.items() if any(amounts)}
+    known = {(worker, *whose): amounts for worker, own in spent.items() for whose, amounts in own.items() if amounts != Amounts()}
+    return [
+        f"{who} spent {known.get(who, Amounts())}, and by the ledger {by_ledger.get(who, Amounts())}"
+        for who in sorted(known.keys() | by_ledger.keys())
+        if known.get(who) != by_ledger.get(who)
+    ]

@@ -3,7 +3,8 @@ anything of it has grown.
 
 What it stands for: requests, streams and connections leave nothing behind (FAILURES.md 19, 20, 21), not in the worker, not in
 the collector, not in who supervises them; connections to engines outlive reloads and restarts (67); and whatever happens, every
-accepted request is one row of the ledger that says what its client saw (49, 50, 51).
+accepted request is one row of the ledger that says what its client saw (49, 50, 51), and limits and budgets, which are on all the
+time, have counted the same and hold nothing when nothing runs (60, 61).
 """
 
 from __future__ import annotations
@@ -14,14 +15,29 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from proxy.journal import read_heartbeats
+from proxy.spend import Amounts, Period, SpendReader
 from tests.soak.clients import Clients, Key, Keys
-from tests.soak.disturb import Disturber, Engine
-from tests.soak.exact import complaints, disagreements
+from tests.soak.disturb import MOST_KEYS, Disturber, Engine
+from tests.soak.exact import complaints, disagreements, door_complaints, misspent
 from tests.soak.watch import Sample, Trend, disk_mib, look_at, trends
 from tests.support.glasshouse import Glasshouse
 from tests.support.worker import MODEL
 
+TEAM: Final = "soakers"
+GENEROUS: Final[dict[str, Any]] = {
+    "requests_per_minute": 1_000_000,
+    "input_tokens_per_minute": 1_000_000_000,
+    "output_tokens_per_minute": 1_000_000_000,
+    "tokens_per_minute": 1_000_000_000,
+    "concurrent_requests": 1_000,
+    "budgets": [{"money": 1_000_000, "per": "month"}, {"tokens": 1_000_000_000_000, "per": "total"}],
+}
+"""More of everything than is used, and all of it has to be counted."""
+IN_A_TEAM: Final = ("default", *(f"key {number}" for number in range(1, MOST_KEYS // 2)))
 CONFIG: Final[dict[str, Any]] = {
+    "everyone": GENEROUS,
+    "teams": {TEAM: GENEROUS},
+    "keys": {name: {"team": TEAM, **GENEROUS} for name in IN_A_TEAM},
     "models": {MODEL: {"price": {"input": 0.1, "cached_input": 0.02, "output": 0.4}}},
     "timeouts": {"drain": 15, "first_byte": 4, "client_write": 4, "client_idle": 30},
     "journal": {"segment_bytes": 1024 * 1024},
@@ -73,7 +89,9 @@ class Soak:
         self._tell(f"{len(clients.asked)} requests sent, about {accepted} of them accepted; waiting for the books")
         rows = self._settled_rows(glasshouse)
         problems += complaints(clients.asked, rows, disturber.disturbances)
+        problems += door_complaints(clients.asked, disturber.disturbances)
         problems += disagreements(rows, glasshouse.metrics())
+        problems += misspent(rows, self._spent(glasshouse))
         problems += [f"a bug is in the log: {line[:300]}" for text in glasshouse.logs().values() for line in _bugs(text)]
         found = trends(self._samples)
         problems += [
@@ -114,7 +132,12 @@ class Soak:
         for beat in read_heartbeats(glasshouse.settings.journal_path):
             if beat.alive:
                 process = int(beat.incarnation, 16)
-                said = {"tasks": beat.tasks, "in flight": beat.in_flight, "connections": beat.connections}
+                said = {
+                    "tasks": beat.tasks,
+                    "in flight": beat.in_flight,
+                    "connections": beat.connections,
+                    "holding": beat.reservations,
+                }
                 self._samples += [Sample(at, "worker", quantity, process, value) for quantity, value in said.items()]
         on_disk = {
             "journal, MiB": disk_mib(glasshouse.settings.journal_path, "*"),
@@ -150,7 +173,8 @@ class Soak:
                 for quantity in ("open files", "threads") if role != "control" else ("open files",):  # FastAPI keeps threads
                     least[role, quantity] = min(taken[quantity], least.get((role, quantity), taken[quantity]))
             [beat] = [beat for beat in read_heartbeats(glasshouse.settings.journal_path) if beat.alive]
-            least["worker", "tasks"] = min(beat.tasks, least.get(("worker", "tasks"), beat.tasks))
+            for quantity, value in (("tasks", beat.tasks), ("requests that hold something", beat.reservations)):
+                least["worker", quantity] = min(value, least.get(("worker", quantity), value))
             time.sleep(0.2)
         return least
 
@@ -178,6 +202,14 @@ class Soak:
             if time.monotonic() > deadline:
                 raise glasshouse.failure(f"no rest after {PATIENCE:.0f} s: {glasshouse.pids()}, {beats}")
             time.sleep(0.2)
+
+    def _spent(self, glasshouse: Glasshouse) -> dict[str, dict[tuple[str, str], Amounts]]:
+        """What a worker would begin with."""
+        settings = glasshouse.settings
+        spent = SpendReader(settings.spend_path, settings.journal_path, settings.currency).look().totals(Period("total"), 0)
+        if spent is None:
+            raise glasshouse.failure("what was spent isn't known")
+        return spent
 
     def _settled_rows(self, glasshouse: Glasshouse) -> list[dict[str, Any]]:
         """The ledger when all of the journal is in it, and the metrics say the same."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from proxy.spend import Amounts
 from tests.soak.__main__ import report
-from tests.soak.exact import Asked, Disturbances, complaints, disagreements
+from tests.soak.exact import Asked, Disturbances, complaints, disagreements, door_complaints, misspent
 from tests.soak.run import Soak
 from tests.soak.watch import Sample, look_at, table, trends
 
@@ -36,7 +37,14 @@ ENGINE_DIED = Disturbances(engine_restarts=[(11.5, 12.5)])
     [
         (asked(**GOOD), [row()], QUIET),
         (asked(status=401, ending="complete", accepted=False, sound=False), [], QUIET),
+        (asked(status=429, ending="complete", accepted=False, wrong_key=True, sound=False), [], QUIET),
         (asked(status=401, ending="complete", key_revoked=True), [], QUIET),
+        (asked(status=429, ending="complete", key_revoked=True), [], QUIET),
+        (
+            asked(status=429, ending="complete", sound=False, outcomes=frozenset({"upstream_error"})),
+            [row(outcome="upstream_error", status=429)],
+            QUIET,
+        ),
         (asked(ending="left"), [row(outcome="client_gone", status=200, output_tokens=1)], QUIET),
         (asked(ending="failed"), [], WORKER_DIED),
         (asked(ending="failed"), [row(outcome="crashed", output_tokens=1)], WORKER_DIED),
@@ -63,7 +71,11 @@ def test_what_is_right(request_: Asked, rows: list[dict[str, Any]], disturbances
         (asked(ending="left"), [], QUIET, "0 rows"),
         (asked(**GOOD), [row(), row()], QUIET, "2 rows"),
         (asked(status=401, ending="complete", accepted=False, sound=False), [row()], QUIET, "1 rows"),
+        (asked(status=429, ending="complete", accepted=False, wrong_key=True, sound=False), [row()], QUIET, "1 rows"),
+        (asked(status=429, ending="complete", key_revoked=True), [row(outcome="rejected", status=429)], QUIET, "1 rows"),
         (asked(status=401, ending="complete"), [], QUIET, "failed with nothing in its way"),
+        (asked(status=429, ending="complete"), [row(outcome="rejected", status=429)], QUIET, "failed with nothing in its way"),
+        (asked(status=429, ending="complete", sound=False, outcomes=frozenset({"upstream_error"})), [], QUIET, "0 rows"),
         (asked(**GOOD), [row(), row(client_request_id="b")], QUIET, "b: 1 rows that nobody asked for"),
         (asked(ending="failed"), [row()], QUIET, "failed with nothing in its way"),
         (
@@ -89,6 +101,41 @@ def test_what_is_wrong(request_: Asked, rows: list[dict[str, Any]], disturbances
     assert any(complaint in each for each in found), found
 
 
+def guesses(statuses: list[int], every: float) -> list[Asked]:
+    """Requests with wrong keys, one after another, and what each got."""
+    times = [each * every for each in range(len(statuses))]
+    made = [
+        Asked(f"a{at:g}", "bad key", connected=at, began=at, ended=at, status=status, wrong_key=True)
+        for at, status in zip(times, statuses, strict=True)
+    ]
+    return [*made, asked(**GOOD)]
+
+
+@pytest.mark.parametrize(
+    ("tried", "disturbances", "complaint"),
+    [
+        (guesses([401] * 60 + [429] * 40, 0.01), QUIET, ""),
+        (guesses([401] * 200, 1.0), QUIET, ""),
+        (guesses([401] * 119 + [429, 401] * 40, 0.5), QUIET, ""),
+        (guesses([401] * 40 + [0] * 20 + [429], 0.01), QUIET, ""),  # whoever had no answer may have been counted
+        ([*guesses([401] * 59 + [429], 0.01), Asked("b", "left", 0.0, 0.5, 0.7, ending="left", key_revoked=True)], QUIET, ""),
+        (guesses([401] * 60 + [429] * 10 + [401] * 60, 0.01), Disturbances(worker_kills=[(0.65, 0.70)]), ""),
+        (guesses([401] * 60 + [429] * 10 + [401] * 60, 0.01), Disturbances(reloads=[(0.65, 0.70)]), ""),
+        (guesses([401] * 59 + [429], 0.01), QUIET, "and in the minute before it were 59"),
+        (guesses([401] * 59 + [429] * 2, 0.01), QUIET, "and in the minute before it were 59"),
+        (guesses([401] * 100 + [429], 1.1), QUIET, "and in the minute before it were 54"),
+        (guesses([401] * 62, 0.01), QUIET, "62 wrong keys were let try in 1 s"),
+        (guesses([401] * 200, 0.5), QUIET, "200 wrong keys were let try in 100 s"),
+        (guesses([401] * 62, 0.01), Disturbances(worker_kills=[(5.0, 6.0)]), "62 wrong keys"),
+        (guesses([200], 1.0), QUIET, "is answered with 200"),
+        (guesses([404], 1.0), QUIET, "is answered with 404"),
+    ],
+)
+def test_how_many_wrong_keys_may_be_tried(tried: list[Asked], disturbances: Disturbances, complaint: str) -> None:
+    found = door_complaints(tried, disturbances)
+    assert any(complaint in each for each in found) if complaint else not found, found
+
+
 class Told:
     """What /metrics says, of one request without labels in the way."""
 
@@ -96,23 +143,39 @@ class Told:
         self._values = values
 
     def total(self, name: str, **labels: str) -> float:
-        kind = labels.get("kind")
+        kind = labels.get("kind") or labels.get("team")
         return self._values.get(f"{name}_{kind}" if kind else name, 0.0)
 
 
 def test_where_metrics_and_ledger_disagree() -> None:
-    more = {"operation": "chat", "backend": "b0", "key_name": "k", "cached_tokens": 0, "cost_nano": 2_000_000_000}
+    more = {"operation": "chat", "backend": "b0", "key_name": "k", "cached_tokens": 0, "cost_nano": 2_000_000_000, "team": ""}
     rows = [row(**more)]
     right = {
         "glasshouse_requests_total": 1.0,
         "glasshouse_tokens_total_input": 7.0,
         "glasshouse_tokens_total_output": 3.0,
         "glasshouse_cost_total": 2.0,
+        "glasshouse_team_cost_total_none": 2.0,
     }
     assert disagreements(rows, Told(**right)) == []
     for name in right:
         assert disagreements(rows, Told(**{**right, name: right[name] + 1}))
     assert disagreements(rows, Told(**right, glasshouse_unrecorded_total=1.0))
+    assert disagreements(rows, Told(**right, glasshouse_limit_rejections_total=1.0))
+
+
+def test_where_budgets_and_ledger_disagree() -> None:
+    spent = {"worker": "w", "key_id": "k", "team": "t", "cost_nano": 5, "gpu_ns": 0}
+    rows = [row(**spent), row(**spent), row(**{**spent, "worker": "v", "cost_nano": 0, "input_tokens": 0, "output_tokens": 0})]
+    assert misspent(rows, {"w": {("k", "t"): Amounts(10, 20)}, "v": {("k", "t"): Amounts()}}) == []
+    for wrong in (
+        {},
+        {"w": {("k", "t"): Amounts(10, 10)}},
+        {"w": {("k", "t"): Amounts(5, 20)}},
+        {"w": {("k", ""): Amounts(10, 20)}},
+        {"w": {("k", "t"): Amounts(10, 20)}, "v": {("k", "t"): Amounts(0, 1)}},
+    ):
+        assert misspent(rows, wrong)
 
 
 def life(process: int, begin: float, end: float, level: float, per_second: float, quantity: str = "heap, MiB") -> list[Sample]:
@@ -166,7 +229,7 @@ def test_a_process_is_seen() -> None:
 @pytest.mark.timeout(900)
 def test_a_short_soak(tmp_path: Path) -> None:
     """Long enough for every kind of request and of disturbance, too short to see something grow."""
-    # failures 19, 20, 21, 49, 50, 51, 67
+    # failures 19, 20, 21, 49, 50, 51, 60, 61, 67
     result = Soak(1.5, tmp_path, clients=12, seed=1, tell=print).run()
     assert result.problems == [], report(result)
     assert set(result.outcomes) == {"ok", "client_gone", "client_error", "upstream_error", "timeout", "crashed"}

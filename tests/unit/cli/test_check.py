@@ -215,7 +215,7 @@ def test_a_redis_that_forgets(command: Command, vllm: ScriptedVLLM, here: Path, 
 
 
 def test_a_redis_that_runs_no_scripts(command: Command, vllm: ScriptedVLLM, here: Path, redis: Redis) -> None:
-    redis.client.execute_command("ACL", "SETUSER", "default", "-eval")
+    redis.client.acl_setuser("default", enabled=True, commands=["-eval"])
     config(here, backends=[{"url": vllm.url}], redis={"url": with_password(redis, "canary")})
     output = command("check", status=1).stdout
     assert "problem  redis: " in output
@@ -241,7 +241,7 @@ def test_no_redis(command: Command, vllm: ScriptedVLLM, nobody: str, here: Path)
 
 
 def test_options_that_the_client_does_not_have(command: Command, vllm: ScriptedVLLM, here: Path, redis: Redis) -> None:
-    config(here, backends=[{"url": vllm.url}], redis={"url": f"{with_password(redis, 'canary')}?no_such_option=canary"})
-    output = command("check", status=1).stdout
+    config(here, backends=[{"url": vllm.url}], redis={"url": f"{with_password(redis, 'canary')}?ssl_no_such_option=canary"})
+    output = command("check", status=1).output
     assert "options are none of the client's" in output
     assert "canary" not in output
