@@ -198,14 +198,9 @@ def measure_requests(targets: Sequence[Target], plan: Plan) -> list[Result]:
     return results
 
 
-def more_than(samples: Sequence[Sample], others: Sequence[Sample], baseline: Sequence[Sample]) -> tuple[float, float]:
-    """What the one costs more than the other, per request: in µs of worker CPU, and in requests of the baseline. Medians over
-    the rounds."""
-    rounds = list(zip(samples, others, baseline, strict=True))
-    return (
-        statistics.median(sample.worker_us - other.worker_us for sample, other, _ in rounds),
-        statistics.median((sample.worker_us - other.worker_us) / base.worker_us for sample, other, base in rounds),
-    )
+def least(samples: Sequence[Sample]) -> float:
+    """Worker CPU per request in the quietest round, µs: what disturbs a round only ever adds to it."""
+    return min(sample.worker_us for sample in samples)
 
 
 def ratio(samples: Sequence[Sample], baseline: Sequence[Sample]) -> float:

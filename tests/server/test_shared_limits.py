@@ -203,11 +203,13 @@ def test_places_and_rates_over_two_workers(redis: Redis, vllm: ScriptedVLLM) -> 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("trouble", ["killed", "slow", "flushed", "restarted"])
+@pytest.mark.parametrize(
+    "trouble", ["killed", "flushed", *(pytest.param(each, marks=pytest.mark.long) for each in ("slow", "restarted"))]
+)
 def test_redis_in_trouble_under_load(redis: Redis, vllm: ScriptedVLLM, trouble: str) -> None:  # failures 42, 43, 44
     """Requests go on, a metric says so, and afterwards the budget is what the ledger says."""
     body, each = exact({"interval": 0.01})
-    count = 200
+    count = 110
     with workers(2, redis, vllm, budgets=[{"tokens": count * each, "per": "total"}], concurrent_requests=40) as glasshouse:
         ended: list[Reply] = []
         stop = time.monotonic() + 6.0
@@ -287,7 +289,7 @@ def test_without_redis_from_the_beginning(vllm: ScriptedVLLM) -> None:  # failur
 def test_two_hosts_one_of_them_cut_off_and_healed() -> None:
     """Each host has a ledger of its own; the budget is one."""
     body, each = exact({"interval": 0.01})
-    count = 60
+    count = 50
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server("--bind", "0.0.0.0", "--protected-mode", "no"))
         both = stack.enter_context(hosts(2))
