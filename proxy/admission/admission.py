@@ -66,7 +66,7 @@ class Admission:
         reply: Reply,
     ) -> Permit | None:
         """The right to run; None where nothing is limited. One that `waits` has to be `decided` yet. To be released in any case.
-        Raises Forbidden, InvalidRequest, RateLimited, QuotaExceeded."""
+        Raises Forbidden, PromptTooLong, RateLimited, QuotaExceeded."""
         record = exchange.record
         record.admitted_ns = record.authenticated_ns  # nothing was waited for
         self.in_flight.add(exchange)
@@ -124,7 +124,7 @@ class Admission:
         levels = [("key", principal.allowance)]
         standings = [self._standing("key", f"key:{principal.key_id}", f"key '{principal.key_name}'", principal.allowance)]
         if principal.team:
-            allowance = snapshot.teams.get(principal.team, UNLIMITED)
+            allowance = snapshot.team(principal)
             levels.append(("team", allowance))
             standings.append(self._standing("team", f"team:{principal.team}", f"team '{principal.team}'", allowance))
         levels.append((EVERYONE, snapshot.everyone))
