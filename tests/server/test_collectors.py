@@ -205,7 +205,7 @@ class Workers:
             self._end(which, again=False)
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(150, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("kills", [6, pytest.param(150, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 def test_a_collector_killed_at_any_moment_stores_each_request_once(collecting: Callable[..., Collecting], kills: int) -> None:
     dice = random.Random(49)
     collector = collecting().start()

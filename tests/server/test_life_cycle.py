@@ -134,7 +134,7 @@ class Load:
             client.close()
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(120, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("seconds", [5, pytest.param(120, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_restarts_under_load_fail_no_request(glasshouse: Start, vllm: ScriptedVLLM, seconds: int) -> None:
     # failure 51
     running = glasshouse([vllm.url])

@@ -139,6 +139,7 @@ def test_two_hundred_streams_over_four_workers_with_a_budget_for_twenty(redis: R
         assert set_aside(redis) == 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_answers_that_take_less_than_was_set_aside_make_room_again(redis: Redis, vllm: ScriptedVLLM) -> None:
     """spent ≤ budget, and whoever comes one after the other is refused only when nothing more fits."""
@@ -204,7 +205,7 @@ def test_places_and_rates_over_two_workers(redis: Redis, vllm: ScriptedVLLM) -> 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "trouble", ["killed", "flushed", *(pytest.param(each, marks=pytest.mark.long) for each in ("slow", "restarted"))]
+    "trouble", ["killed", *(pytest.param(each, marks=pytest.mark.long) for each in ("slow", "flushed", "restarted"))]
 )
 def test_redis_in_trouble_under_load(redis: Redis, vllm: ScriptedVLLM, trouble: str) -> None:  # failures 42, 43, 44
     """Requests go on, a metric says so, and afterwards the budget is what the ledger says."""
@@ -256,6 +257,7 @@ def _trouble(redis: Redis, which: str, glasshouse: Glasshouse) -> None:
     end()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_while_redis_is_away_each_worker_keeps_to_its_part(redis: Redis, vllm: ScriptedVLLM) -> None:  # failure 42
     body, each = exact({"interval": 0.2})
@@ -285,6 +287,7 @@ def test_without_redis_from_the_beginning(vllm: ScriptedVLLM) -> None:  # failur
 # -- two hosts --
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_two_hosts_one_of_them_cut_off_and_healed() -> None:
     """Each host has a ledger of its own; the budget is one."""

@@ -171,7 +171,14 @@ def test_handshakes_count_as_connections_and_end_in_time(
     for client in silent:
         client.socket.settimeout(30)
         assert client.socket.recv(1) == b""
-    assert ask(running, chat({"tokens": 2})).status == 200
+
+    def answered() -> int | None:
+        try:
+            return ask(running, chat({"tokens": 2})).status
+        except ConnectionResetError:
+            return None  # who is gone may still be counted for a moment
+
+    assert running.until(answered, "room for another") == 200
 
 
 def test_a_new_certificate_is_taken_up_while_streams_go_on(worker: StartWorker, vllm: ScriptedVLLM, files: Files) -> None:
