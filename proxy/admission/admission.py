@@ -11,9 +11,9 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from proxy.admission.elsewhere import EVERYONE, Elsewhere
-from proxy.admission.estimate import amounts_of, costs_of, input_tokens, output_tokens
+from proxy.admission.estimate import costs_of, input_tokens, output_tokens
 from proxy.admission.permit import Permit
-from proxy.admission.standing import Plan, Standing, Window
+from proxy.admission.standing import Costs, Plan, Standing, Window
 from proxy.errors import Forbidden, PromptTooLong
 from proxy.exchange import Exchange
 from proxy.reply import Reply
@@ -91,14 +91,15 @@ class Admission:
 
     def _permit(self, exchange: Exchange, plan: Plan, prompt: int, answer: int, model: Model, reply: Reply) -> Permit:
         windows: tuple[Window, ...] = ()
+        costs: Costs = (0, 0, 0)
         shared = self.shared
         if plan.accounts:
+            costs = costs_of(prompt, answer, model)
             unix_ns = exchange.record.received_unix_ns
             if shared is not None:
                 unix_ns += shared.clock_offset_ns
             windows = tuple([account.at(unix_ns) for account in plan.accounts])
-        amounts, costs = amounts_of(prompt, answer), costs_of(prompt, answer, model)
-        permit = exchange.permit = Permit(exchange, reply, plan, amounts, costs, windows, shared)
+        permit = exchange.permit = Permit(exchange, reply, plan, (1, prompt, answer, prompt + answer), costs, windows, shared)
         self.reservations += 1
         if shared is None:
             permit.decide(1)

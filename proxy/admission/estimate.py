@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.admission.standing import Amounts, Costs
+from proxy.admission.standing import Costs
 from proxy.exchange import Record
 from proxy.snapshot import Model
 
@@ -30,10 +30,6 @@ def output_tokens(record: Record, model: Model, prompt: int) -> int:
     if model.context_tokens:
         most = min(most, max(0, model.context_tokens - prompt))
     return most * record.choices
-
-
-def amounts_of(prompt: int, answer: int) -> Amounts:
-    return (1, prompt, answer, prompt + answer)
 
 
 def costs_of(prompt: int, answer: int, model: Model) -> Costs:

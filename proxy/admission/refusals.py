@@ -64,12 +64,12 @@ def rate_lines(plan: Plan, now: float) -> bytes:
     return _TOKENS % _closest(plan.tokens, now) if plan.tokens else b""
 
 
-def _closest(buckets: Iterable[Bucket], now: float) -> tuple[int, int, bytes]:
+def _closest(buckets: Iterable[tuple[Bucket, float]], now: float) -> tuple[int, int, bytes]:
     """Limit, remaining and reset of the bucket that will be empty first."""
     least = float("inf")
     full = now + MINUTE
-    for bucket in buckets:
-        left = (full - bucket.full_at) * bucket.each_second
+    for bucket, each_second in buckets:
+        left = (full - bucket.full_at) * each_second
         if left < least:
             least, closest = left, bucket
     limit, wait = closest.limit, closest.full_at - now

@@ -214,13 +214,18 @@ def _buckets(allowance: Allowance, former: dict[int, Bucket]) -> Iterable[Bucket
 class Plan:
     """All that one key has to fit into, its standings from the narrowest to the widest, and their parts side by side."""
 
-    __slots__ = ("accounts", "buckets", "gauges", "requests", "standings", "tokens")
+    __slots__ = ("_settled", "_taken", "accounts", "buckets", "gauges", "requests", "standings", "tokens")
 
     def __init__(self, standings: Iterable[Standing]) -> None:
         self.standings = tuple(each for each in standings if each.limits_anything)
         self.buckets = tuple(bucket for each in self.standings for bucket in each.buckets)
-        self.requests = tuple(bucket for bucket in self.buckets if bucket.kind == Kind.REQUESTS)
-        self.tokens = tuple(bucket for bucket in self.buckets if bucket.kind != Kind.REQUESTS)
+        requests = [bucket for bucket in self.buckets if bucket.kind == Kind.REQUESTS]
+        tokens = [bucket for bucket in self.buckets if bucket.kind != Kind.REQUESTS]
+        # What of a bucket never changes stands beside it: a request goes over all of them three times.
+        self.requests = tuple((bucket, bucket.each_second) for bucket in requests)
+        self.tokens = tuple((bucket, bucket.each_second) for bucket in tokens)
+        self._taken = tuple((bucket, bucket.kind, bucket.seconds_each) for bucket in self.buckets)
+        self._settled = tuple((bucket, bucket.kind, bucket.seconds_each) for bucket in tokens)
         self.gauges = tuple(each for each in self.standings if each.limit)
         self.accounts = tuple(account for each in self.standings for account in each.accounts)
 
@@ -237,8 +242,8 @@ class Plan:
             if account.hard >= 0 and window.room(account.hard, parts) < costs[account.unit]:
                 return _over_budget(window, costs, unix_ns, parts)
         horizon = now + MINUTE + _ROUNDING
-        for bucket in self.buckets:
-            needed = amounts[bucket.kind] * bucket.seconds_each
+        for bucket, kind, each in self._taken:
+            needed = amounts[kind] * each
             if parts != 1:
                 needed *= parts
             full_at = bucket.full_at
@@ -252,8 +257,7 @@ class Plan:
 
     def settle(self, amounts: Amounts, used: Amounts, parts: int) -> None:
         """Give back to the buckets what was taken too much, or take the rest."""
-        for bucket in self.tokens:
-            kind, each = bucket.kind, bucket.seconds_each
+        for bucket, kind, each in self._settled:
             if parts != 1:
                 each *= parts
             taken = amounts[kind] * each

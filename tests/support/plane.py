@@ -17,6 +17,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Final, Self
 
+from proxy.control.declared import Declared
 from proxy.errors import ShuttingDown
 from proxy.exchange import Record
 from proxy.journal import Checkpoint, Journal, Tail
@@ -26,7 +27,7 @@ from proxy.listener.server import Server
 from proxy.pipeline import Pipeline
 from proxy.relay.connection import UpstreamConnection
 from proxy.settings import Settings
-from proxy.snapshot import Backend, Model, Principal, SnapshotFeed, SnapshotFile, write_snapshot
+from proxy.snapshot import Backend, Model, SnapshotFeed, SnapshotFile, write_snapshot
 from proxy.snapshot.model import encode_principal
 
 KEY: Final = "gh-test"
@@ -106,15 +107,21 @@ class Engine(Wire):
 
 
 class Plane:
-    """One worker's steps, listener and relay. Engines are there as soon as they are asked for: as idle, kept connections."""
+    """One worker's steps, listener and relay. Engines are there as soon as they are asked for: as idle, kept connections.
+
+    config: settings; what they declare is for a key named `test`.
+    """
 
     def __init__(self, directory: Path, config: Mapping[str, Any] | None = None, *, backends: int = 1) -> None:
         self.settings = Settings.of({"journal": {"segment_bytes": 1024 * 1024}, **(config or {}), "state_dir": str(directory)})
         self.backends = {f"b{i}": Backend(f"b{i}", "127.0.0.1", 9 + i) for i in range(backends)}
-        principal = encode_principal(Principal("key_1", "test"))
+        declared = Declared(self.settings)
+        principal = encode_principal(declared.principal("key_1", "test"))
         file = SnapshotFile(
             revision=1,
             keys={hashlib.sha256(KEY.encode()).digest(): principal},
+            everyone=declared.everyone,
+            teams=declared.teams,
             models={"m": Model("m", tuple(self.backends), 100_000, 20_000, 400_000, b'{"id":"m"}')},
             backends=self.backends,
         )
