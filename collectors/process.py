@@ -29,13 +29,13 @@ from collectors.records.metrics import View
 from collectors.records.phoenix import SpansSink
 from collectors.records.prometheus import Exposed, MetricsSink
 from collectors.records.sinks import Sink
-from collectors.records.spent import periods_of
 from proxy import __version__
 from proxy.journal import Heartbeat, Tail, read_heartbeats, remove_heartbeat
 from proxy.last_reload import LastReload
 from proxy.settings import Settings, address
 from proxy.spend.file import SpendFile, write_spend
 from proxy.spend.reader import COLLECTOR_ID
+from proxy.spend.windows import periods_of
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from proxy.exchange import Record
 from proxy.journal import Checkpoint
-from proxy.settings import Settings
 from proxy.spend.file import PeriodWindows, Row, SpendFile, WindowRows
 from proxy.spend.tally import Amounts, Rows, Tally, Who, add
 from proxy.spend.windows import Period, window
@@ -19,12 +18,6 @@ Sums = Callable[[int, int], Iterable[tuple[Who, Amounts]]]
 """What the rows of [since, until) cost."""
 First = Callable[[int], int | None]
 """When the first request of this time or later was received."""
-
-
-def periods_of(settings: Settings) -> list[Period]:
-    """Those that somebody has a budget for."""
-    allowances = (settings.everyone, *settings.teams.values(), *settings.keys.values())
-    return sorted({Period(budget.per, budget.time_zone) for allowance in allowances for budget in allowance.budgets})
 
 
 class Spent:

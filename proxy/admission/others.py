@@ -19,7 +19,7 @@ from proxy.journal import read_heartbeats
 from proxy.settings import Settings
 from proxy.snapshot import Model
 from proxy.spend.reader import Spend, SpendReader
-from proxy.spend.windows import Period, window
+from proxy.spend.windows import periods_of, window
 
 if TYPE_CHECKING:
     from proxy.admission.shared import Shared
@@ -36,9 +36,8 @@ class Others:
         self._reader = SpendReader(settings.spend_path, settings.journal_path, settings.currency)
         self._reading = threading.Lock()
         self._journal_path = settings.journal_path
-        allowances = settings.allowances
-        self._periods = {Period(budget.per, budget.time_zone) for each in allowances for budget in each.budgets}
-        self._wanted = bool(self._periods) or any(each.concurrent_requests for each in allowances)
+        self._periods = periods_of(settings)
+        self._wanted = bool(self._periods) or any(each.concurrent_requests for each in settings.allowances)
         self._due = True
         self._alive: set[str] = set()
         self._looking: asyncio.Task[None] | None = None
@@ -75,6 +74,8 @@ class Others:
             self._alive = alive
         except OSError as error:
             log.warning("the other workers' heartbeats can't be read", extra={"error": str(error)})
+        except Exception:
+            log.exception("a bug in watching the other workers")
         finally:
             self._looking = None
 

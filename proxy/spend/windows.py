@@ -11,6 +11,8 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+from proxy.settings import Settings
+
 SECOND_NS = 1_000_000_000
 FOREVER_NS = 2**63 - 1
 
@@ -20,6 +22,11 @@ class Period(NamedTuple):
 
     per: str
     time_zone: str = "UTC"
+
+
+def periods_of(settings: Settings) -> list[Period]:
+    """Those that somebody has a budget for."""
+    return sorted({Period(budget.per, budget.time_zone) for each in settings.allowances for budget in each.budgets})
 
 
 def window(period: Period, unix_ns: int) -> tuple[int, int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from collectors.records.spent import Spent, periods_of
+from collectors.records.spent import Spent
 from proxy.journal import Checkpoint
 from proxy.settings import Settings
 from proxy.spend import Amounts, Period
 from proxy.spend.file import PeriodWindows, Row, WindowRows
 from proxy.spend.tally import QUARTER_NS, Who
+from proxy.spend.windows import periods_of
 from tests.unit.collectors.made import DAY, make_record
 
 DAY_NS = 96 * QUARTER_NS
