@@ -154,6 +154,11 @@ class Record(msgspec.Struct, array_like=True):
     """The level of a soft budget that was used up when it came."""
     worker: str = ""
     """The incarnation whose journal it is from: filled in by the journal's reader."""
+    user_name: str = ""
+    """Whose key it is; `user` is whom the caller named."""
+    project: str = ""
+    requested_model: str = ""
+    """The alias under which `model` was asked for; nothing if it was by its name."""
 
     @property
     def backend(self) -> str:

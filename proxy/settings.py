@@ -11,164 +11,36 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Collection
 from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl, urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from msgspec import Meta, Struct
 
+from proxy.nouns import (
+    NAME,
+    AllowanceSettings,
+    BackendSettings,
+    BoundsSettings,
+    KeySettings,
+    ModelSettings,
+    Name,
+    ProjectSettings,
+    TeamSettings,
+    UserSettings,
+)
 from proxy.pricelist import CURRENCY, pricelist
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Bytes = Annotated[int, Meta(ge=1)]
-Price = Annotated[Decimal, Meta()]
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-Name = Annotated[str, Meta(pattern=_NAME)]
-OperationName = Literal[
-    "chat",
-    "completions",
-    "responses",
-    "messages",
-    "count_tokens",
-    "embeddings",
-    "rerank",
-    "score",
-    "transcriptions",
-    "translations",
-    "tokenize",
-    "detokenize",
-]
-"""What engines are asked for, as rows of the ledger call it. The list of models isn't among it: who has a key may see it."""
 
 
 class SettingsError(Exception):
     """The settings can't be used; the text says which field, what it holds and what it may hold."""
-
-
-class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One inference server. `url` is its root, with or without `/v1`. `ca_file`: the authorities (PEM) that may vouch for an
-    `https` one, instead of the system's."""
-
-    url: str
-    name: Name | None = None
-    kind: Literal["auto", "vllm", "openai"] = "auto"
-    models: list[str] = []
-    api_key_env: str | None = None
-    ca_file: str | None = None
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-            raise ValueError(f"{self.url!r} is not usable as a backend URL; allowed: http[s]://HOST[:PORT][/PATH]")
-        try:
-            _ = parts.port
-        except ValueError:
-            raise ValueError(f"{self.url!r} has a port outside 1..65535") from None
-        if self.ca_file is not None and parts.scheme != "https":
-            raise ValueError(f"ca_file: {self.ca_file!r} is of no use with {self.url!r}; allowed: with an https:// url")
-
-
-class PriceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Per million tokens, in `currency`. Cached input defaults to the input price.
-
-    `from`: a row of the price list, which fills in what isn't said beside it (`Settings.of` does that).
-    """
-
-    from_: str | None = msgspec.field(default=None, name="from")
-    input: Price = Decimal(0)
-    cached_input: Price | None = None
-    output: Price = Decimal(0)
-
-    def __post_init__(self) -> None:
-        for field in ("input", "cached_input", "output"):
-            value = getattr(self, field)
-            if value is not None and not (value.is_finite() and 0 <= value <= 1_000_000):
-                raise ValueError(f"{field}: {value} is not a price; allowed: 0 to 1000000 per million tokens")
-
-    @property
-    def cached(self) -> Decimal:
-        """What cached input costs."""
-        return self.input if self.cached_input is None else self.cached_input
-
-
-class BoundsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one request may ask for; what isn't set is as in `proxy.snapshot.Bounds`. A model's own come before those of all."""
-
-    n: Annotated[int, Meta(ge=1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    logprobs: Annotated[int, Meta(ge=0)] | None = None
-    stop: Annotated[int, Meta(ge=0)] | None = None
-    tools: Annotated[int, Meta(ge=0)] | None = None
-    schema_bytes: Annotated[int, Meta(ge=0)] | None = None
-
-
-class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model without a price costs nothing.
-
-    assumed_output_tokens: what limits and budgets set aside for an answer whose request doesn't say how long it may become.
-    """
-
-    price: PriceSettings | None = None
-    bounds: BoundsSettings = BoundsSettings()
-    assumed_output_tokens: Annotated[int, Meta(ge=1)] = 1024
-
-
-class BudgetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """So much of one thing: `money` (in `currency`), `tokens` (input and output) or `gpu_seconds`, from midnight to midnight in
-    `time_zone`; a week begins on Monday. A `soft` one refuses nothing, it is only told of."""
-
-    money: Annotated[Decimal, Meta()] | None = None
-    tokens: Annotated[int, Meta(ge=1)] | None = None
-    gpu_seconds: Annotated[int, Meta(ge=1)] | None = None
-    per: Literal["day", "week", "month", "total"]
-    time_zone: str = "UTC"
-    soft: bool = False
-
-    def __post_init__(self) -> None:
-        said = [name for name in ("money", "tokens", "gpu_seconds") if getattr(self, name) is not None]
-        if len(said) != 1:
-            raise ValueError(f"a budget of {' and '.join(said) or 'nothing'}; allowed: one of money, tokens, gpu_seconds")
-        if self.money is not None and not (self.money.is_finite() and 0 < self.money <= 1_000_000_000):
-            raise ValueError(f"money: {self.money} is not an amount; allowed: more than 0, up to 1000000000")
-        try:
-            ZoneInfo(self.time_zone)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"time_zone: {self.time_zone!r} is not known; allowed: names such as UTC or Europe/Vienna") from None
-
-
-class AllowanceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a key, a team or everyone together may use; what isn't set is not limited. Of all that applies the tightest counts.
-
-    requests_per_minute, ..tokens_per_minute: a minute's worth may come at once; then it fills up again steadily. Tokens are set
-    aside when a request comes and set right when it has ended.
-    concurrent_requests: from a request's beginning to the last byte of its answer.
-    max_input_tokens: of one request.
-    models: names or patterns (`qwen*`; `*`, `?`, `[abc]`, upper and lower case differ); others don't exist for the caller.
-    operations: what may be asked for.
-    expires: from this moment on nothing may be; with its zone, such as 2026-12-31T18:00:00+01:00.
-    """
-
-    requests_per_minute: Annotated[int, Meta(ge=1)] | None = None
-    input_tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
-    output_tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
-    tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
-    concurrent_requests: Annotated[int, Meta(ge=1)] | None = None
-    max_input_tokens: Annotated[int, Meta(ge=1)] | None = None
-    models: tuple[Annotated[str, Meta(min_length=1)], ...] | None = None
-    operations: tuple[OperationName, ...] | None = None
-    expires: Annotated[datetime, Meta(tz=True)] | None = None
-    budgets: tuple[BudgetSettings, ...] = ()
-
-
-class KeySettings(AllowanceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of the key in use that has this name."""
-
-    team: Name | None = None
 
 
 class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -260,6 +132,67 @@ class PhoenixSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     api_key_env: str | None = None
 
 
+class ClaimsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where in a token is what: names of claims, with dots between the steps into objects (`realm_access.roles`). Of a claim that
+    holds a list, the first value that is known here counts.
+
+    user: who it is. team, project: of those declared; a value that isn't declared is refused. models: a list of names or
+    patterns, or a text with spaces between them. role: what may be done on the control API, see `IssuerSettings.roles`.
+    """
+
+    user: Annotated[str, Meta(min_length=1)] = "sub"
+    team: Annotated[str, Meta(min_length=1)] | None = None
+    project: Annotated[str, Meta(min_length=1)] | None = None
+    models: Annotated[str, Meta(min_length=1)] | None = None
+    role: Annotated[str, Meta(min_length=1)] | None = None
+
+
+class IssuerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose tokens (JWT) are taken beside keys, as `Authorization: Bearer TOKEN`.
+
+    issuer: the tokens' `iss`, literally. audience: one of these must be in `aud`. algorithms: others are refused.
+    jwks_url: where its public keys are; without it and `jwks_file` the issuer is asked (OpenID Connect Discovery).
+    roles: value of the claim `claims.role` → role on the control API; without a role of it a token opens nothing there.
+    leeway: seconds by which clocks may differ.
+    """
+
+    issuer: Annotated[str, Meta(min_length=1)]
+    audience: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)]
+    algorithms: Annotated[
+        tuple[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"], ...],
+        Meta(min_length=1),
+    ] = ("RS256", "ES256")
+    jwks_url: str | None = None
+    jwks_file: str | None = None
+    ca_file: str | None = None
+    claims: ClaimsSettings = ClaimsSettings()
+    roles: dict[str, Literal["admin", "manager", "viewer"]] = {}
+    leeway: Annotated[float, Meta(ge=0, le=300)] = 30.0
+
+    def __post_init__(self) -> None:
+        if self.jwks_url is not None and self.jwks_file is not None:
+            raise ValueError("jwks_url: is said together with jwks_file; allowed: one of them")
+        if self.jwks_file is None:
+            for name, value in (("issuer", self.issuer), ("jwks_url", self.jwks_url)):
+                if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+                    raise ValueError(f"{name}: {value!r} is nowhere to ask for keys; allowed: http[s]://HOST[:PORT][/PATH]")
+
+
+class RetentionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the ledger keeps single requests: so many days, or for ever. Of older ones the sums of each day stay, by key,
+    team, user, project, model and backend. `audit_days`: how long it is kept who changed what."""
+
+    requests_days: Annotated[int, Meta(ge=32)] | None = None
+    audit_days: Annotated[int, Meta(ge=1)] | None = None
+
+
+class MediaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Images, audio and video that a request only names by a URL, which the engine would fetch from inside your network. `data:`
+    URLs are taken; `hosts`: from where else it may fetch (`images.example.com`, `*.example.com`, by https)."""
+
+    hosts: tuple[Annotated[str, Meta(pattern=r"^(\*\.)?[a-z0-9][a-z0-9.-]*$")], ...] = ()
+
+
 class CaptureSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Prompts and answers in traces: off unless switched on."""
 
@@ -277,9 +210,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     models: dict[str, ModelSettings] = {}
     bounds: BoundsSettings = BoundsSettings()
     everyone: AllowanceSettings = AllowanceSettings()
-    teams: dict[str, AllowanceSettings] = {}
+    teams: dict[str, TeamSettings] = {}
+    users: dict[str, UserSettings] = {}
+    projects: dict[str, ProjectSettings] = {}
     keys: dict[str, KeySettings] = {}
     """By the name of the key in use (`glasshouse keys create NAME`)."""
+    issuers: list[IssuerSettings] = []
     redis: RedisSettings | None = None
     timeouts: TimeoutSettings = TimeoutSettings()
     limits: LimitSettings = LimitSettings()
@@ -292,6 +228,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metrics: MetricsSettings = MetricsSettings()
     phoenix: PhoenixSettings = PhoenixSettings()
     capture: CaptureSettings = CaptureSettings()
+    media: MediaSettings = MediaSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     def __post_init__(self) -> None:
         for field, value in (
@@ -311,18 +249,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"trusted_proxies: {value!r} is not a network ({error}); allowed: addresses and networks such as 10.0.0.0/8"
                 ) from None
         for name, model in self.models.items():
-            if model.price is not None and model.price.from_ is not None and self.currency != CURRENCY:
-                raise ValueError(
-                    f"models.{name}.price.from: {model.price.from_!r} has its price in {CURRENCY}, and currency is "
-                    f"{self.currency!r}; allowed: input, cached_input and output in {self.currency}"
-                )
-        for name in self.teams:
-            if not re.fullmatch(_NAME, name):
-                raise ValueError(f"teams: {name!r} is not a team's name; allowed: {_NAME}")
-        for name, key in self.keys.items():
-            if key.team is not None and key.team not in self.teams:
-                known = ", ".join(self.teams) or "none is declared"
-                raise ValueError(f"keys.{name}.team: there is no team {key.team!r}; allowed: those of `teams` ({known})")
+            for price in filter(None, (model.price, *model.prices)):
+                if price.from_ is not None and self.currency != CURRENCY:
+                    raise ValueError(
+                        f"models.{name}.price.from: {price.from_!r} has its price in {CURRENCY}, and currency is "
+                        f"{self.currency!r}; allowed: input, cached_input and output in {self.currency}"
+                    )
+        self._check_members()
         if self.workers > 1 and self.redis is None:
             raise ValueError(
                 f"workers: {self.workers} is not allowed without Redis, through which workers share limits and budgets; "
@@ -332,13 +265,32 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"backends: the name {sorted(twice)[0]!r} is used twice; allowed: names that differ")
 
+    def _check_members(self) -> None:
+        sections: dict[str, Collection[str]] = {"teams": self.teams, "users": self.users, "projects": self.projects}
+        for section, declared in sections.items():
+            for name in declared:
+                if not re.fullmatch(NAME, name):
+                    raise ValueError(f"{section}: {name!r} is not a name for one; allowed: {NAME}")
+        for section in ("users", "projects", "keys"):
+            for name, member in getattr(self, section).items():
+                for of in ("team", "user", "project"):
+                    wanted = getattr(member, of, None)
+                    if wanted is not None and wanted not in sections[f"{of}s"]:
+                        known = ", ".join(sections[f"{of}s"]) or "none is declared"
+                        raise ValueError(
+                            f"{section}.{name}.{of}: there is no {of} {wanted!r}; allowed: those of `{of}s` ({known})"
+                        )
+        aliases = [alias for model in self.models.values() for alias in model.aliases]
+        if twice := sorted({alias for alias in aliases if aliases.count(alias) > 1}):
+            raise ValueError(f"models: the alias {twice[0]!r} stands for two models; allowed: for one")
+
     def backend_name(self, index: int) -> str:
         return self.backends[index].name or f"backend-{index}"
 
     @property
     def allowances(self) -> list[AllowanceSettings]:
         """Everything that is declared."""
-        return [self.everyone, *self.teams.values(), *self.keys.values()]
+        return [self.everyone, *self.teams.values(), *self.users.values(), *self.projects.values(), *self.keys.values()]
 
     # -- places in the state directory (ARCHITECTURE §7) --
 
@@ -362,6 +314,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def spend_path(self) -> Path:
         """What was spent so far, as far as the collector has stored it."""
         return self.state_path / "spend"
+
+    @property
+    def control_socket_path(self) -> Path:
+        """Where control answers who may open it: whoever can may do everything, as he could with the database beside it."""
+        return self.state_path / "control.sock"
 
     @property
     def last_reload_path(self) -> Path:
@@ -436,17 +393,26 @@ def _priced(mapping: Any) -> Any:
 
 def _priced_model(name: str, model: Any) -> Any:
     match model:
-        case {"price": {"from": str() as row, **said}} if not {"input", "cached_input", "output"} <= said.keys():
+        case {"price": dict() as price}:
+            model = {**model, "price": _filled(f"models.{name}.price", price)}
+    match model:
+        case {"prices": list() as prices}:
+            model = {**model, "prices": [_filled(f"models.{name}.prices[{at}]", each) for at, each in enumerate(prices)]}
+    return model
+
+
+def _filled(place: str, price: Any) -> Any:
+    match price:
+        case {"from": str() as row, **said} if not {"input", "cached_input", "output"} <= said.keys():
             prices = pricelist()
             if row not in prices.rows:
                 alike = "".join(f", such as {each}" for each in prices.alike(row)[:1])
                 known = f"{len(prices.rows)} models of {prices.source}{alike}"
-                raise SettingsError(f"models.{name}.price.from: {row!r} is not in the price list; allowed: the {known}")
+                raise SettingsError(f"{place}.from: {row!r} is not in the price list; allowed: the {known}")
             _, price, cached, output, _ = prices.rows[row]
-            filled = {"input": price, "cached_input": cached, "output": output}
-            return {**model, "price": {"from": row, **filled, **said}}
+            return {"from": row, "input": price, "cached_input": cached, "output": output, **said}
         case _:
-            return model
+            return price
 
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$[^`]*)`)?$", re.DOTALL)

@@ -32,7 +32,8 @@ from collectors.records.spans import count_spans, is_sampled, resource, spans_of
 from collectors.records.state import read_state, write_state
 from proxy.exchange import Record
 from proxy.journal import Batch, Checkpoint
-from proxy.settings import ModelSettings, PhoenixSettings
+from proxy.nouns import ModelSettings
+from proxy.settings import PhoenixSettings
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import requests
 
 from collectors.records.phoenix_http import NotATarget
-from proxy.settings import ModelSettings, PriceSettings
+from proxy.nouns import ModelSettings, PriceSettings
 
 POLL_SECONDS = 6.0
 """After this time a changed table is in use: Phoenix looks every 5 s."""

@@ -18,8 +18,9 @@ from proxy.cli.config import config_option, load_settings, usable
 from proxy.cli.report import printable, table
 from proxy.control.discovery import Answer, DiscoveryError, address_of, ask, ask_version, max_model_len, new_client, url_of
 from proxy.control.prices import per_million_tokens, pico_per_token
+from proxy.nouns import AllowanceSettings, BackendSettings, ModelSettings, PriceSettings
 from proxy.pricelist import CURRENCY, pricelist
-from proxy.settings import AllowanceSettings, BackendSettings, ModelSettings, PriceSettings, RedisSettings, Settings
+from proxy.settings import RedisSettings, Settings
 from proxy.store import StoreError, live_keys, open_engine, reader
 
 ANSWER_S = 5.0

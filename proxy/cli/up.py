@@ -34,14 +34,8 @@ from proxy.embedded import HOST, Companion, CompanionError, environments
 from proxy.embedded.engine import MODEL_NAME, engine, threads_each
 from proxy.embedded.phoenix import phoenix, project_url
 from proxy.journal import read_heartbeats
-from proxy.settings import (
-    BackendSettings,
-    ModelSettings,
-    PhoenixSettings,
-    PriceSettings,
-    Settings,
-    address,
-)
+from proxy.nouns import BackendSettings, ModelSettings, PriceSettings
+from proxy.settings import PhoenixSettings, Settings, address
 from proxy.snapshot import SnapshotError, SnapshotFile, read_snapshot
 from proxy.supervisor import Child, Stage, Supervisor, SupervisorError, answers, open_log
 

@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter
 
 from proxy.control.state import Given
-from proxy.settings import AllowanceSettings
+from proxy.nouns import AllowanceSettings
 
 router = APIRouter()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from proxy.settings import AllowanceSettings, BudgetSettings, Settings
+from proxy.nouns import AllowanceSettings, BudgetSettings
+from proxy.settings import Settings
 from proxy.snapshot import Allowance, Budget, Principal
 
 _NANO = 1_000_000_000

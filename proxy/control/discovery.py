@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
-from proxy.settings import BackendSettings
+from proxy.nouns import BackendSettings
 from proxy.snapshot import Backend
 from proxy.tls import said, upstream_context
 

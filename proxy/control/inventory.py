@@ -15,7 +15,8 @@ import msgspec
 
 from proxy.control.discovery import Answer, address_of, max_model_len
 from proxy.control.prices import pico_per_token
-from proxy.settings import BackendSettings, BoundsSettings, ModelSettings, PriceSettings, Settings
+from proxy.nouns import BackendSettings, BoundsSettings, ModelSettings, PriceSettings
+from proxy.settings import Settings
 from proxy.snapshot import Backend, Bounds, Model, SnapshotFile
 
 _PASSING = ("created", "permission")

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from proxy.control.discovery import max_model_len
 from proxy.control.prices import per_million_tokens
 from proxy.control.state import Given, State
-from proxy.settings import ModelSettings
+from proxy.nouns import ModelSettings
 from proxy.snapshot import Model
 
 router = APIRouter()

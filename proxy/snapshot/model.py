@@ -45,18 +45,21 @@ class Allowance(msgspec.Struct, array_like=True, frozen=True):
     expires_unix_ns: int = 0
     """0: never."""
     budgets: tuple[Budget, ...] = ()
+    blocked: bool = False
 
 
 UNLIMITED = Allowance()
 
 
 class Principal(msgspec.Struct, array_like=True, frozen=True):
-    """Who a key belongs to. `team` is "" for a key of no team."""
+    """Who a key belongs to. `team`, `user` and `project` are "" for a key of none."""
 
     key_id: str
     key_name: str
     team: str = ""
     allowance: Allowance = UNLIMITED
+    user: str = ""
+    project: str = ""
 
 
 class Backend(msgspec.Struct, array_like=True, frozen=True):
@@ -84,8 +87,20 @@ class Bounds(msgspec.Struct, array_like=True, frozen=True):
     schema_bytes: int = 256 * 1024
 
 
+class LaterPrice(msgspec.Struct, array_like=True, frozen=True):
+    """A price for requests received at `from_unix_ns` or later. Integer pico-units per token, as in Model."""
+
+    from_unix_ns: int
+    input_pico: int
+    cached_input_pico: int
+    output_pico: int
+
+
 class Model(msgspec.Struct, array_like=True, frozen=True):
-    """A model name that callers may use. Prices are integer pico-units of `SnapshotFile.currency` per token."""
+    """A model that callers may use. Prices are integer pico-units of `SnapshotFile.currency` per token.
+
+    `name` is what engines call it; in `SnapshotFile.models` it may also stand under an alias.
+    """
 
     name: str
     backends: tuple[str, ...] = ()
@@ -99,6 +114,27 @@ class Model(msgspec.Struct, array_like=True, frozen=True):
     """The most that prompt and answer may have together, as the engine says; 0: it doesn't."""
     assumed_output_tokens: int = 1024
     """What is set aside for an answer whose request doesn't say how long it may become."""
+    later_prices: tuple[LaterPrice, ...] = ()
+    """Those to come when the snapshot was published, the next one first."""
+    defaults: tuple[tuple[str, bytes], ...] = ()
+    """Parameters (name, JSON) for requests that don't say them."""
+
+
+class Issuer(msgspec.Struct, array_like=True, frozen=True):
+    """Whose tokens are taken. `keys`: its public ones, a JSON Web Key Set (RFC 7517). Claims are paths of names, None: not in its
+    tokens. `roles`: value of the role claim → role on the control API."""
+
+    issuer: str
+    audience: tuple[str, ...]
+    algorithms: tuple[str, ...]
+    keys: bytes = b'{"keys":[]}'
+    user_claim: tuple[str, ...] = ("sub",)
+    team_claim: tuple[str, ...] | None = None
+    project_claim: tuple[str, ...] | None = None
+    models_claim: tuple[str, ...] | None = None
+    role_claim: tuple[str, ...] | None = None
+    roles: dict[str, str] = {}
+    leeway_s: float = 30.0
 
 
 class SnapshotFile(msgspec.Struct, array_like=True):
@@ -113,6 +149,9 @@ class SnapshotFile(msgspec.Struct, array_like=True):
     backends: dict[str, Backend] = {}
     everyone: Allowance = UNLIMITED
     teams: dict[str, Allowance] = {}
+    users: dict[str, Allowance] = {}
+    projects: dict[str, Allowance] = {}
+    issuers: tuple[Issuer, ...] = ()
 
 
 _principal = msgspec.msgpack.Decoder(Principal)

@@ -11,8 +11,9 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from proxy.nouns import OperationName
 from proxy.pricelist import pricelist
-from proxy.settings import OperationName, Settings, SettingsError, address
+from proxy.settings import Settings, SettingsError, address
 from proxy.wire.operation import EngineOperation
 from proxy.wire.operations import OPERATIONS
 

@@ -19,7 +19,8 @@ from collectors.records.phoenix import MAX_EXPORT_BYTES, MAX_MARKS, MAX_SPANS_PE
 from collectors.records.spans import count_spans
 from proxy.exchange import Record
 from proxy.journal import Batch, Checkpoint, Journal, encode_content
-from proxy.settings import ModelSettings, PhoenixSettings
+from proxy.nouns import ModelSettings
+from proxy.settings import PhoenixSettings
 from tests.unit.collectors.made import identity, make_record, make_rejected
 from tests.unit.collectors.receiver import Receiver, receiving
 

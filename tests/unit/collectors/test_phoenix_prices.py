@@ -11,7 +11,7 @@ import requests
 
 from collectors.records.phoenix_http import Wire
 from collectors.records.phoenix_prices import PhoenixPrices, PricesRefused
-from proxy.settings import ModelSettings, PriceSettings
+from proxy.nouns import ModelSettings, PriceSettings
 from tests.unit.collectors.receiver import Receiver, receiving
 
 

@@ -24,7 +24,7 @@ from proxy.control.discovery import (
     read_models,
     url_of,
 )
-from proxy.settings import BackendSettings
+from proxy.nouns import BackendSettings
 from proxy.snapshot import Backend
 from tests.support.scripted_vllm import ScriptedVLLM
 from tests.support.tls import CA, OTHER_CA, server_context

@@ -9,7 +9,8 @@ import pytest
 
 from proxy.control.discovery import Answer, Kind
 from proxy.control.inventory import Inventory
-from proxy.settings import BackendSettings, ModelSettings, PriceSettings, Settings
+from proxy.nouns import BackendSettings, ModelSettings, PriceSettings
+from proxy.settings import Settings
 from proxy.snapshot import Model, SnapshotFile
 
 NOW = 1_795_000_000_000_000_000
