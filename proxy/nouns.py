@@ -6,7 +6,7 @@ structure, and are checked by it. A bad value raises `msgspec.ValidationError`.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -16,10 +16,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 Price = Annotated[Decimal, Meta()]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_END = r"$(?!\n)"
+"""`$` alone also matches before a line feed at the end."""
+NAME = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{_END}"
 Name = Annotated[str, Meta(pattern=NAME)]
-Tag = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/=-]{0,63}$")]
-ModelName = Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f\x7f]{1,256}$")]
+Tag = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._:/=-]{{0,63}}{_END}")]
+ModelName = Annotated[str, Meta(pattern=rf"^[^\s\x00-\x1f\x7f]{{1,256}}{_END}")]
+Count = Annotated[int, Meta(ge=1, le=10**15)]
+"""Of whatever. The most is as good as no limit, and a thousand times as many still fit into 63 bits."""
+CountOrNone = Annotated[int, Meta(ge=0, le=10**15)]
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 Json = bool | int | float | str | list[Any] | dict[str, Any] | None
 OperationName = Literal[
     "chat",
@@ -87,18 +93,23 @@ class PriceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class BoundsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one request may ask for; what isn't set is as in `proxy.snapshot.Bounds`. A model's own come before those of all."""
 
-    n: Annotated[int, Meta(ge=1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    logprobs: Annotated[int, Meta(ge=0)] | None = None
-    stop: Annotated[int, Meta(ge=0)] | None = None
-    tools: Annotated[int, Meta(ge=0)] | None = None
-    schema_bytes: Annotated[int, Meta(ge=0)] | None = None
+    n: Count | None = None
+    max_tokens: Count | None = None
+    logprobs: CountOrNone | None = None
+    stop: CountOrNone | None = None
+    tools: CountOrNone | None = None
+    schema_bytes: CountOrNone | None = None
 
 
 class DatedPriceSettings(PriceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A price for requests received at `valid_from` or later, until the next one's."""
 
     valid_from: Annotated[datetime, Meta(tz=True)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _EARLIEST <= self.valid_from <= _LATEST:
+            raise ValueError(f"valid_from: {self.valid_from.isoformat()} is not allowed; allowed: from 1970 to 2200")
 
 
 NOT_DEFAULTS = frozenset(
@@ -122,7 +133,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     aliases: tuple[ModelName, ...] = ()
     defaults: dict[str, Json] = {}
     bounds: BoundsSettings = BoundsSettings()
-    assumed_output_tokens: Annotated[int, Meta(ge=1)] = 1024
+    assumed_output_tokens: Count = 1024
 
     def __post_init__(self) -> None:
         if wrong := sorted(self.defaults.keys() & NOT_DEFAULTS):
@@ -137,8 +148,8 @@ class BudgetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `time_zone`; a week begins on Monday. A `soft` one refuses nothing, it is only told of."""
 
     money: Annotated[Decimal, Meta()] | None = None
-    tokens: Annotated[int, Meta(ge=1)] | None = None
-    gpu_seconds: Annotated[int, Meta(ge=1)] | None = None
+    tokens: Count | None = None
+    gpu_seconds: Annotated[int, Meta(ge=1, le=10**9)] | None = None
     per: Literal["day", "week", "month", "total"]
     time_zone: str = "UTC"
     soft: bool = False
@@ -167,12 +178,12 @@ class AllowanceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     expires: from this moment on nothing may be; with its zone, such as 2026-12-31T18:00:00+01:00.
     """
 
-    requests_per_minute: Annotated[int, Meta(ge=1)] | None = None
-    input_tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
-    output_tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
-    tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
-    concurrent_requests: Annotated[int, Meta(ge=1)] | None = None
-    max_input_tokens: Annotated[int, Meta(ge=1)] | None = None
+    requests_per_minute: Count | None = None
+    input_tokens_per_minute: Count | None = None
+    output_tokens_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_requests: Count | None = None
+    max_input_tokens: Count | None = None
     models: tuple[Annotated[str, Meta(min_length=1)], ...] | None = None
     operations: tuple[OperationName, ...] | None = None
     expires: Annotated[datetime, Meta(tz=True)] | None = None
@@ -208,4 +219,4 @@ class KeySettings(MemberSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     user: Name | None = None
     project: Name | None = None
     tags: tuple[Tag, ...] = ()
-    hash: Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")] | None = None
+    hash: Annotated[str, Meta(pattern=rf"^sha256:[0-9a-f]{{64}}{_END}")] | None = None

@@ -10,16 +10,25 @@ PostgreSQL: somebody else's machine, so whatever is asked of it has an end. Conn
 thirty (`without_deadline` lifts that), and a host that vanished is given up when it acknowledges nothing for as long. What the
 URL itself says of connecting and of these comes first. The deadline of statements is set in each transaction and not by the
 connection's options, which connection poolers refuse.
+
+PostgreSQL is reached by psycopg from what waits (`open_engine`) and by asyncpg from an event loop (`open_async_engine`),
+whichever of the two the URL names. asyncpg's statements have no names here, and none outlives its transaction: a pooler may hand
+each transaction to another session of the server. psycopg's have, because the ledger's rows take half the time then: what stands
+before PostgreSQL has to know of prepared statements (PgBouncer 1.22 and later does) or to pool whole sessions.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 BUSY_MS = 10_000
 """How long SQLite waits for another process's write transaction."""
@@ -39,6 +48,18 @@ _VANISHED = {
     "tcp_user_timeout": 30_000,
 }
 """libpq's words for it. Source: PostgreSQL's documentation, "Parameter Key Words"."""
+
+_WAYS = ("postgresql", "postgresql+psycopg", "postgresql+asyncpg")
+"""How PostgreSQL is said in a URL, meaning the same."""
+
+_FOR_ASYNCPG = frozenset(
+    {
+        *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation"),
+        *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "passfile", "krbsrvname", "gsslib"),
+        *("application_name", "options"),
+    }
+)
+"""Of libpq's words in a URL those that asyncpg, or the server itself, knows as well. The others are about libpq's own ways."""
 
 _UNUSABLE = "database: not a usable database URL; allowed: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
 
@@ -65,15 +86,9 @@ def open_database(url: str) -> Engine:
 
 def open_engine(url: str) -> Engine:
     """An engine, without a look at the tables. Statement parameters never get into error texts. Raises StoreError."""
-    try:
-        backend = make_url(url).get_backend_name()
-        if backend not in ("sqlite", "postgresql"):
-            raise StoreError(_UNUSABLE)
-        engine = create_engine(url, hide_parameters=True, pool_pre_ping=backend != "sqlite")
-    except (ArgumentError, NoSuchModuleError):
-        raise StoreError(_UNUSABLE) from None
-    except ModuleNotFoundError as error:
-        raise StoreError(f"the database {_shown(url)} needs the package {error.name!r}, {_where_to_get(error.name)}") from None
+    with _usable(url) as parsed:
+        backend = parsed.get_backend_name()
+        engine = create_engine(_for_psycopg(parsed), hide_parameters=True, pool_pre_ping=backend != "sqlite")
     if engine.dialect.is_async:
         raise StoreError(_UNUSABLE)
     if backend == "sqlite":
@@ -84,6 +99,24 @@ def open_engine(url: str) -> Engine:
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             event.listen(engine, "do_connect", _notice_the_vanished)
     return engine
+
+
+def open_async_engine(url: str, connect_s: float = 5) -> AsyncEngine:
+    """An engine for one event loop, on PostgreSQL, as `open_engine` makes them. Raises StoreError."""
+    with _usable(url) as parsed:
+        if parsed.get_backend_name() != "postgresql":
+            raise StoreError(_UNUSABLE)
+        place, said = _for_asyncpg(parsed)
+        arguments: dict[str, Any] = {"timeout": connect_s, "command_timeout": 2 * STATEMENT_MS / 1000, **said}
+        engine = create_async_engine(place, hide_parameters=True, pool_pre_ping=True, connect_args=arguments)
+    event.listen(engine.sync_engine, "begin", _begin_postgresql)
+    return engine
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether this is a file of our own, and nothing that answers by itself. Raises StoreError."""
+    with _usable(url) as parsed:
+        return parsed.get_backend_name() == "sqlite"
 
 
 def reader(engine: Engine) -> Engine:
@@ -97,6 +130,47 @@ def without_deadline(connection: Connection) -> None:
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
 
 
+@contextmanager
+def _usable(url: str) -> Iterator[URL]:
+    """What a URL says, and what is said of one that is of no use."""
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise StoreError(_UNUSABLE)
+        yield parsed
+    except (ArgumentError, NoSuchModuleError):
+        raise StoreError(_UNUSABLE) from None
+    except ModuleNotFoundError as error:
+        raise StoreError(f"the database {_shown(url)} needs the package {error.name!r}, {_where_to_get(error.name)}") from None
+
+
+def _for_psycopg(url: URL) -> URL:
+    """asyncpg says `ssl` where libpq says `sslmode`, and has sizes of caches."""
+    if url.drivername not in _WAYS:
+        return url
+    query = dict(url.query)
+    if "ssl" in query:
+        query["sslmode"] = query.pop("ssl")
+    for size in ("prepared_statement_cache_size", "statement_cache_size"):
+        query.pop(size, None)
+    return url.set(drivername="postgresql+psycopg", query=query)
+
+
+def _for_asyncpg(url: URL) -> tuple[URL, dict[str, Any]]:
+    """→ (where the server is, what is said of connecting to it)."""
+    query = dict(_for_psycopg(url.set(drivername=_WAYS[0])).query)
+    place: dict[str, str | tuple[str, ...]] = {name: query[name] for name in ("host", "port") if name in query}
+    said: dict[str, Any] = {
+        "dsn": f"postgresql://?{urlencode({name: query[name] for name in _FOR_ASYNCPG & query.keys()})}",
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: "",  # otherwise asyncpg makes one up
+    }
+    if (timeout := str(query.get("connect_timeout", ""))).isdigit() and int(timeout):
+        said["timeout"] = float(timeout)
+    return url.set(drivername="postgresql+asyncpg", query=place), said
+
+
 def _shown(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
@@ -104,6 +178,8 @@ def _shown(url: str) -> str:
 def _where_to_get(package: str | None) -> str:
     if package == "psycopg":
         return "which comes with Glasshouse's extra `postgres`: pip install 'psycopg[binary]'"
+    if package == "asyncpg":
+        return "which comes with Glasshouse's extra `postgres`: pip install asyncpg"
     return "which isn't installed"
 
 

@@ -5,24 +5,28 @@ reading the journal and saving its position may therefore hand in the same recor
 
 Rows go to the driver as tuples, in one prepared statement, past SQLAlchemy's per-row work: the ledger has to keep up with several
 thousand requests a second on a core that it shares.
+
+Of rows that retention has taken away there are sums by day (retention.py). What is summed here is summed over both, so that it is
+the same before and after; only percentiles know nothing of rows that are gone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, Connection, Integer, Select, and_, case, func, literal, select, text, true
+from sqlalchemy import ColumnElement, Connection, Integer, Select, Table, and_, case, func, literal, select, text, true
 
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, EngineTimings, Record, UsageSource
 from proxy.store.engine import without_deadline
-from proxy.store.tables import checkpoints, requests
+from proxy.store.partitions import prepare
+from proxy.store.tables import checkpoints, request_sums, requests
 
 # -- rows --
 
@@ -36,10 +40,11 @@ _SAME_NAME = (
     *("read_ns", "authenticated_ns", "admitted_ns", "sent_ns", "first_byte_ns", "first_token_ns", "first_content_ns"),
     *("last_token_ns", "upstream_ended_ns", "ended_ns", "chunks", "response_bytes", "unsent_bytes"),
     *("currency", "inter_token_sum_ns", "inter_token_max_ns", "team", "worker", "refused_by", "over_budget"),
+    *("user_name", "project"),
 )
 """Columns that hold the Record's field of the same name, as it is."""
 
-_TEXTS = ("client_request_id", "client_address", "model", "error_code", "error")
+_TEXTS = ("client_request_id", "client_address", "model", "requested_model", "error_code", "error")
 _COUNTS = (
     *("choices", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds", "cost_nano", "gpu_ns"),
 )
@@ -64,6 +69,8 @@ def insert_records(connection: Connection, records: Sequence[Record], collector:
     stores them."""
     if not records:
         return 0
+    if connection.dialect.name == "postgresql":
+        prepare(connection.engine, {day_of(record) for record in records})
     rows: Any = [_row(record, collector) for record in records]
     sql = _insert_sql("?" if connection.dialect.paramstyle == "qmark" else "%s")
     return connection.exec_driver_sql(sql, rows, execution_options={"preserve_rowcount": True}).rowcount
@@ -110,7 +117,16 @@ def _row(record: Record, collector: str) -> tuple[object, ...]:
 @lru_cache(maxsize=16)
 def _day(number: int) -> str:
     """Days since 1970 → ISO."""
-    return (date(1970, 1, 1) + timedelta(number)).isoformat()
+    return _date(number).isoformat()
+
+
+def day_of(record: Record) -> date:
+    """The UTC day under which it is kept."""
+    return _date(record.received_unix_ns // _DAY_NS)
+
+
+def _date(number: int) -> date:
+    return date(1970, 1, 1) + timedelta(number)
 
 
 def _storable(text: str) -> str:
@@ -145,30 +161,31 @@ def save_checkpoint(connection: Connection, collector: str, sink: str, position:
 
 # -- sums --
 
-By = Literal["key", "team", "model", "backend", "day"]
+By = Literal["key", "team", "user", "project", "model", "backend", "operation", "outcome", "day"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NOON = timedelta(hours=12)
 _OK = (Outcome.OK.label, Outcome.CACHED.label, Outcome.COALESCED.label)
-_COUNTED: dict[str, ColumnElement[bool]] = {
-    "ok": requests.c.outcome.in_(_OK),
-    "client_gone": requests.c.outcome == Outcome.CLIENT_GONE.label,
-    "crashed": requests.c.outcome == Outcome.CRASHED.label,
-}
+_CLASSES = {"ok": _OK, "client_gone": (Outcome.CLIENT_GONE.label,), "crashed": (Outcome.CRASHED.label,)}
 _SUMMED = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds")
-_GROUPS: dict[By, tuple[Column[Any], Column[Any]]] = {
-    "key": (requests.c.key_id, requests.c.key_name),
-    "team": (requests.c.team, requests.c.team),
-    "model": (requests.c.model, requests.c.model),
-    "backend": (requests.c.backend, requests.c.backend),
-    "day": (requests.c.day, requests.c.day),
+_GROUPS: dict[By, tuple[str, str]] = {
+    "key": ("key_id", "key_name"),
+    "team": ("team", "team"),
+    "user": ("user_name", "user_name"),
+    "project": ("project", "project"),
+    "model": ("model", "model"),
+    "backend": ("backend", "backend"),
+    "operation": ("operation", "operation"),
+    "outcome": ("outcome", "outcome"),
+    "day": ("day", "day"),
 }
-"""What rows are grouped by, and the column whose value is shown for a group."""
+"""The column that rows are grouped by, and the one whose value is shown for a group."""
 
 
 class UsageRow(msgspec.Struct, kw_only=True):
     """Sums over one group's requests: exact integers. `errors` is whatever is neither ok, client_gone nor crashed.
 
-    `group` is the key's id, the team, the model, the backend or the UTC day; `label` is what people call it. The first-token
+    `group` is the key's id, the UTC day, or what the requests were grouped by; `label` is what people call it. The first-token
     times are nearest-rank percentiles (a time that some request really had) over those that got a token; None if none did.
     """
 
@@ -190,27 +207,73 @@ class UsageRow(msgspec.Struct, kw_only=True):
     first_token_p95_ns: int | None = None
 
 
-def usage(connection: Connection, by: By = "key", since: datetime | None = None, until: datetime | None = None) -> list[UsageRow]:
-    """What was used from `since` (included) to `until` (not included), both aware; ordered by group. A few scans of the range."""
+def usage(
+    connection: Connection,
+    by: By = "key",
+    since: datetime | None = None,
+    until: datetime | None = None,
+    *,
+    team: str | None = None,
+    user: str | None = None,
+    project: str | None = None,
+    key_id: str | None = None,
+    key_ids: Collection[str] | None = None,
+    model: str | None = None,
+    backend: str | None = None,
+) -> list[UsageRow]:
+    """What was used from `since` (included) to `until` (not included), both aware; ordered by group. Of all that, only what has
+    these values. A few scans of the range.
+
+    A day of which only sums are left counts wholly or not at all: by where its noon (UTC) is. First-token times are those of rows
+    that are still there.
+    """
+    steady(connection)
     without_deadline(connection)
-    span = _span(since, until)
+    wanted = {"team": team, "user_name": user, "project": project, "key_id": key_id, "model": model, "backend": backend}
+
+    def span(table: Table) -> ColumnElement[bool]:
+        conditions = [table.c[name] == value for name, value in wanted.items() if value is not None]
+        if key_ids is not None:
+            conditions.append(table.c.key_id.in_(key_ids))
+        return and_(between(table, since, until), *conditions)
+
     rows: dict[str, UsageRow] = {}
-    for group, label, currency, *sums in connection.execute(_sums(by, span)):
-        row = rows.setdefault(str(group), UsageRow(group=str(group), label=str(label)))
-        _add(row, currency, [int(value or 0) for value in sums])
-    for group, half, most in connection.execute(_percentiles(by, span)):
+    for table in (requests, request_sums):
+        for group, label, currency, *sums in connection.execute(_sums(by, table, span(table))):
+            row = rows.setdefault(str(group), UsageRow(group=str(group), label=str(label)))
+            row.label = max(row.label, str(label))
+            _add(row, currency, sums)
+    for group, half, most in connection.execute(_percentiles(by, span(requests))):
         rows[str(group)].first_token_p50_ns, rows[str(group)].first_token_p95_ns = half, most
     return [rows[group] for group in sorted(rows)]
 
 
-def _span(since: datetime | None, until: datetime | None) -> ColumnElement[bool]:
-    """The rows of [since, until): by day first, because that is what the table is ordered by."""
+def steady(connection: Connection) -> None:
+    """Until the transaction ends no day is taken away. On PostgreSQL that needs a lock, and before the transaction first looks at
+    anything: what it sees is of that moment, and a day that went a moment later would neither be there nor among the sums."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"LOCK TABLE ONLY {requests.name} IN ACCESS SHARE MODE")
+
+
+def between(table: Table, since: datetime | None, until: datetime | None) -> ColumnElement[bool]:
+    """The rows of [since, until): by day first, because that is what the tables are ordered by."""
     conditions: list[ColumnElement[bool]] = [true()]
     if since is not None:
-        conditions += [requests.c.day >= since.astimezone(UTC).date(), requests.c.received_at >= _unix_ns(since)]
+        conditions += [table.c.day >= since.astimezone(UTC).date(), _at_or_after(table, _unix_ns(since))]
     if until is not None:
-        conditions += [requests.c.day <= until.astimezone(UTC).date(), requests.c.received_at < _unix_ns(until)]
+        conditions += [table.c.day <= until.astimezone(UTC).date(), ~_at_or_after(table, _unix_ns(until))]
     return and_(*conditions)
+
+
+def _at_or_after(table: Table, unix_ns: int) -> ColumnElement[bool]:
+    if table is requests:
+        return table.c.received_at >= unix_ns
+    return table.c.day >= _first_noon(unix_ns)
+
+
+def _first_noon(unix_ns: int) -> date:
+    """The day of the first noon then or later."""
+    return _date(-((_NOON // timedelta(microseconds=1) * 1000 - unix_ns) // _DAY_NS))
 
 
 def _unix_ns(when: datetime) -> int:
@@ -219,49 +282,65 @@ def _unix_ns(when: datetime) -> int:
     return (when - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
-def _sums(by: By, span: ColumnElement[bool]) -> Select[Any]:
-    group, label = _GROUPS[by]
-    counted = [func.sum(case((condition, 1), else_=0)) for condition in _COUNTED.values()]
-    summed = [func.sum(requests.c[name]) for name in (*_SUMMED, "cost_nano")]
-    query = select(group, func.max(label), requests.c.currency, func.count(), *counted, *summed)
-    return query.where(span).group_by(group, requests.c.currency)
+def _sums(by: By, table: Table, where: ColumnElement[bool]) -> Select[Any]:
+    group, label = (table.c[name] for name in _GROUPS[by])
+    many: ColumnElement[int] = literal(1, Integer) if table is requests else table.c.requests
+    counted = [many, *(case((table.c.outcome.in_(labels), many), else_=0) for labels in _CLASSES.values())]
+    summed = [table.c[name] for name in (*_SUMMED, "cost_nano")]
+    query = select(group, func.max(label), table.c.currency, *map(func.sum, counted), *sums_of_halves(*summed))
+    return query.where(where).group_by(group, table.c.currency)
 
 
-def _add(row: UsageRow, currency: str, sums: list[int]) -> None:
-    """`sums` in the order of `_sums`: requests, `_COUNTED`, `_SUMMED`, cost."""
-    count, *rest = sums
-    cost = rest.pop()
+def _add(row: UsageRow, currency: str, sums: Sequence[Any]) -> None:
+    """`sums` in the order of `_sums`: requests, `_CLASSES`, halves of `_SUMMED` and of the cost."""
+    classes = len(_CLASSES)
+    count, *classed = map(int, sums[: 1 + classes])
+    *summed, cost = whole_sums(sums[1 + classes :])
     row.requests += count
-    row.errors += count - sum(rest[: len(_COUNTED)])
-    for name, value in zip((*_COUNTED, *_SUMMED), rest, strict=True):
+    row.errors += count - sum(classed)
+    for name, value in zip((*_CLASSES, *_SUMMED), (*classed, *summed), strict=True):
         setattr(row, name, getattr(row, name) + value)
     if cost:
         row.cost_nano = {**row.cost_nano, currency: row.cost_nano.get(currency, 0) + cost}
 
 
-def _percentiles(by: By, span: ColumnElement[bool]) -> Select[Any]:
+def _percentiles(by: By, where: ColumnElement[bool]) -> Select[Any]:
     """Nearest rank: of n values in order, the ⌈n·p⌉-th."""
-    group = _GROUPS[by][0].label("grouped")
+    group = requests.c[_GROUPS[by][0]].label("grouped")
     value = requests.c.first_token_ns
     rank = func.row_number().over(partition_by=group, order_by=value).label("rank")
     count = func.count().over(partition_by=group).label("count")
-    ranked = select(group, value, rank, count).where(span, value > 0).subquery()
+    ranked = select(group, value, rank, count).where(where, value > 0).subquery()
     at = [func.max(case((ranked.c.rank == (ranked.c.count * p + 99) // 100, ranked.c.first_token_ns))) for p in (50, 95)]
     return select(ranked.c.grouped, *at).group_by(ranked.c.grouped)
 
 
-# -- what was spent --
-
 _HALF = 32
-"""Sums are made of upper and lower halves: a sum of what engines claim may have more than 63 bits, which SQLite refuses."""
+
+
+def sums_of_halves(*amounts: ColumnElement[int]) -> list[ColumnElement[int]]:
+    """Sums of upper and lower halves: a sum of what engines claim may have more than 63 bits, which SQLite refuses."""
+    both = ((amount.bitwise_rshift(literal(_HALF, Integer)), amount.bitwise_and((1 << _HALF) - 1)) for amount in amounts)
+    return [func.sum(half) for halves in both for half in halves]
+
+
+def whole_sums(halves: Sequence[Any]) -> list[int]:
+    """What `sums_of_halves` found; 0 where there was nothing."""
+    pairs = zip(halves[::2], halves[1::2], strict=True)
+    return [(int(high or 0) << _HALF) + int(low or 0) for high, low in pairs]
+
+
+# -- what was spent --
 
 
 class SpentRow(NamedTuple):
-    """Sums over one collector's requests of one worker, key and team: exact integers."""
+    """Sums over one collector's requests of one worker, key, team, user and project: exact integers."""
 
     worker: str
     key_id: str
     team: str
+    user_name: str
+    project: str
     cost_nano: int
     tokens: int
     gpu_ns: int
@@ -271,33 +350,40 @@ def spent(connection: Connection, collector: str, currency: str, since_ns: int, 
     """What `collector` has stored of requests received from `since_ns` (included) to `until_ns` (not included): money in
     `currency`, tokens (input and output), ns of a GPU's time. A scan of the range.
 
-    Rows of before it was known who stored them are everybody's, as those of the worker "".
+    Rows of before it was known who stored them are everybody's, as those of the worker "". A day of which only sums are left
+    counts by where its noon (UTC) is.
     """
+    steady(connection)
     without_deadline(connection)
-    row = requests.c
-    cost = case((row.currency == currency, row.cost_nano), else_=0)
-    halves = [half for amount in (cost, row.input_tokens, row.output_tokens, row.gpu_ns) for half in _halves(amount)]
-    who = (row.worker, row.key_id, row.team)
-    query = select(*who, *halves).where(_stored_by(collector, since_ns, until_ns)).group_by(*who)
-    for worker, key_id, team, *sums in connection.execute(query):
-        money, read, written, gpu_ns = ((int(high) << _HALF) + int(low) for high, low in zip(sums[::2], sums[1::2], strict=True))
-        yield SpentRow(worker, key_id, team, money, read + written, gpu_ns)
+    found: dict[tuple[str, ...], list[int]] = {}
+    for table in (requests, request_sums):
+        cost = case((table.c.currency == currency, table.c.cost_nano), else_=0)
+        who = [table.c[name] for name in ("worker", "key_id", "team", "user_name", "project")]
+        amounts = sums_of_halves(cost, table.c.input_tokens, table.c.output_tokens, table.c.gpu_ns)
+        query = select(*who, *amounts).where(_stored_by(table, collector, since_ns, until_ns)).group_by(*who)
+        for row in connection.execute(query):
+            money, read, written, gpu_ns = whole_sums(row[len(who) :])
+            sums = found.setdefault(tuple(row[: len(who)]), [0, 0, 0])
+            for index, more in enumerate((money, read + written, gpu_ns)):
+                sums[index] += more
+    for (worker, key_id, team, user_name, project), amounts_ in found.items():
+        yield SpentRow(worker, key_id, team, user_name, project, *amounts_)
 
 
 def first_since(connection: Connection, collector: str, since_ns: int) -> int | None:
-    """When the first of those requests was received that came at `since_ns` or later; None if there is none."""
-    query = select(func.min(requests.c.received_at)).where(_stored_by(collector, since_ns, _MAX_INTEGER))
-    received_at: int | None = connection.execute(query).scalar_one()
-    return received_at
+    """When the first of those requests was received that came at `since_ns` or later; None if there is none. For a day of which
+    only sums are left, its noon (UTC)."""
+    row, sums = requests.c, request_sums.c
+    received = connection.execute(select(func.min(row.received_at)).where(_stored_by(requests, collector, since_ns))).scalar_one()
+    day = connection.execute(select(func.min(sums.day)).where(_stored_by(request_sums, collector, since_ns))).scalar_one()
+    found = [] if received is None else [received]
+    if day is not None:
+        found.append(_unix_ns(datetime(day.year, day.month, day.day, tzinfo=UTC) + _NOON))
+    return min(found, default=None)
 
 
-def _halves(amount: ColumnElement[int]) -> tuple[ColumnElement[int], ColumnElement[int]]:
-    return func.sum(amount.bitwise_rshift(literal(_HALF, Integer))), func.sum(amount.bitwise_and((1 << _HALF) - 1))
-
-
-def _stored_by(collector: str, since_ns: int, until_ns: int) -> ColumnElement[bool]:
-    """By day first, because that is what the table is ordered by."""
-    first, last = (date(1970, 1, 1) + timedelta(ns // _DAY_NS) for ns in (since_ns, until_ns))
-    row = requests.c
-    within = and_(row.day >= first, row.received_at >= since_ns, row.day <= last, row.received_at < until_ns)
-    return and_(within, row.collector.in_((collector, "")))
+def _stored_by(table: Table, collector: str, since_ns: int, until_ns: int = _MAX_INTEGER) -> ColumnElement[bool]:
+    """By day first, because that is what the tables are ordered by."""
+    first, last = (_date(ns // _DAY_NS) for ns in (since_ns, until_ns))
+    within = and_(table.c.day >= first, _at_or_after(table, since_ns), table.c.day <= last, ~_at_or_after(table, until_ns))
+    return and_(within, table.c.collector.in_((collector, "")))

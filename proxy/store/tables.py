@@ -6,6 +6,8 @@ Money is integer nano-units of the row's own currency.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    false,
     text,
 )
 
@@ -33,24 +36,69 @@ metadata = MetaData(
     }
 )
 
+
+def _name() -> Text:
+    """Names are compared by code points everywhere: two databases, and Python that merges what they say with what a file says,
+    must put them into the same order."""
+    return Text().with_variant(Text(collation="C"), "postgresql")
+
+
+# -- the catalogue --
+#
+# A noun's row has in columns what is looked up, and in `settings` the rest of its structure (`proxy.nouns`) as JSON. There are no
+# foreign keys: what a row refers to by name may stand in the settings file instead, and a key's row is never deleted.
+
 catalogue = Table(
     "catalogue",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("revision", BigInteger, nullable=False),
+    Column("everyone", Text, nullable=False, server_default=text("'{}'")),
     CheckConstraint("id = 1", name="one_row"),
 )
-"""One row. `revision` goes up in the transaction of every change to what workers must know."""
+"""One row. `revision` goes up in the transaction of every change to what workers must know; who changes something locks this row
+first. `everyone`: the allowance of all together, as JSON."""
+
+
+def _noun(name: str, *columns: Column[Any]) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("name", _name(), primary_key=True),
+        *columns,
+        Column("settings", Text, nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+        Column("changed_at", BigInteger, nullable=False),
+    )
+
+
+def _team() -> Column[str]:
+    return Column("team", _name(), index=True)
+
+
+def _blocked() -> Column[bool]:
+    return Column("blocked", Boolean, nullable=False)
+
+
+teams = _noun("teams", _blocked())
+users = _noun("users", _team(), _blocked())
+projects = _noun("projects", _team(), _blocked())
+models = _noun("models")
+backends = _noun("backends")
 
 keys = Table(
     "keys",
     metadata,
-    Column("id", Text, primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("prefix", Text, nullable=False),
-    Column("hash", LargeBinary(32), nullable=False, unique=True),
+    Column("id", _name(), primary_key=True),
+    Column("name", _name(), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
+    _team(),
+    Column("user_name", _name(), index=True),
+    Column("project", _name(), index=True),
+    Column("blocked", Boolean, nullable=False, server_default=false()),
+    Column("settings", Text, nullable=False, server_default=text("'{}'")),
+    Column("changed_at", BigInteger, nullable=False, server_default=text("0")),
     Index(
         "uq_keys_name_unrevoked",
         "name",
@@ -58,8 +106,81 @@ keys = Table(
         sqlite_where=text("revoked_at IS NULL"),
         postgresql_where=text("revoked_at IS NULL"),
     ),
+    Index("ix_keys_name", "name", "id"),
 )
-"""API keys. `hash` is the sha256 of the whole key; the key itself is nowhere. `prefix` is for people to tell keys apart."""
+"""API keys, the revoked ones too. Their secrets are in `key_secrets`."""
+
+key_secrets = Table(
+    "key_secrets",
+    metadata,
+    Column("hash", LargeBinary(32), primary_key=True),
+    Column("key_id", _name(), nullable=False, index=True),
+    Column("prefix", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("ends_at", BigInteger),
+)
+"""What opens a key: `hash` is the sha256 of the whole secret; the secret itself is nowhere. `prefix` is for people to tell
+secrets apart. Each key has one without `ends_at`, the newest; those that a rotation replaced end."""
+
+key_tags = Table(
+    "key_tags",
+    metadata,
+    Column("tag", _name(), primary_key=True),
+    Column("key_id", _name(), primary_key=True, index=True),
+)
+"""The tags that `keys.settings` holds, to find keys by them."""
+
+admin_keys = Table(
+    "admin_keys",
+    metadata,
+    Column("id", _name(), primary_key=True),
+    Column("name", _name(), nullable=False),
+    Column("role", Text, nullable=False),
+    _team(),
+    Column("prefix", Text, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Column("expires_at", BigInteger),
+    Index(
+        "uq_admin_keys_name_unrevoked",
+        "name",
+        unique=True,
+        sqlite_where=text("revoked_at IS NULL"),
+        postgresql_where=text("revoked_at IS NULL"),
+    ),
+)
+"""Who may use the control API, by secrets of their own; `hash` as in `key_secrets`."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", BigInteger, nullable=False, index=True),
+    Column("author", _name(), nullable=False, index=True),
+    Column("role", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("idempotency_key", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("noun", Text, nullable=False),
+    Column("name", _name(), nullable=False),
+    Column("team", _name(), nullable=False, index=True),
+    Column("before", Text),
+    Column("after", Text),
+    Index("ix_audit_noun", "noun", "name"),
+    Index(
+        "uq_audit_idempotency_key",
+        "author",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=text("idempotency_key != ''"),
+        postgresql_where=text("idempotency_key != ''"),
+    ),
+)
+"""Every change to the catalogue, in its order: what was there `before` and `after`, as JSON without secrets and hashes. `team`:
+whose manager may see it, or ""."""
+
+# -- the ledger --
 
 
 def _integers(*names: str) -> list[Column[int]]:
@@ -118,12 +239,32 @@ requests = Table(
     Column("refused_by", Text, nullable=False, server_default=text("''")),
     Column("over_budget", Text, nullable=False, server_default=text("''")),
     Column("collector", Text, nullable=False, server_default=text("''")),
+    Column("user_name", Text, nullable=False, server_default=text("''")),
+    Column("project", Text, nullable=False, server_default=text("''")),
+    Column("requested_model", Text, nullable=False, server_default=text("''")),
+    PrimaryKeyConstraint("day", "id"),
+    sqlite_with_rowid=False,
+    postgresql_partition_by="RANGE (day)",
+)
+"""The ledger: one row per accepted request. The key begins with the UTC day of `received_at`: a report over some days reads only
+those, and PostgreSQL keeps each day in a partition of its own (partitions.py). `collector` stored the row, from the journal of
+`worker`; both are empty in rows of before there were these columns. `user_name`: whose key it was; `end_user`: whom the caller
+named."""
+
+request_sums = Table(
+    "request_sums",
+    metadata,
+    Column("day", Date, nullable=False),
+    Column("id", LargeBinary(16), nullable=False),
+    *_texts("collector", "worker", "key_id", "key_name", "team", "user_name", "project", "model", "backend"),
+    *_texts("operation", "outcome", "currency"),
+    *_integers("requests", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds"),
+    *_integers("cost_nano", "gpu_ns"),
     PrimaryKeyConstraint("day", "id"),
     sqlite_with_rowid=False,
 )
-"""The ledger: one row per accepted request. The key begins with the UTC day of `received_at`, so that PostgreSQL can partition by
-it and a report over some days reads only those. `collector` stored the row, from the journal of `worker`; both are empty in rows
-of before there were these columns."""
+"""What is left of rows of `requests` that are no longer kept: how many of a day had the same texts here, and their sums. `id` is
+a hash of these texts. A request is either a row there or counted here."""
 
 checkpoints = Table(
     "checkpoints",

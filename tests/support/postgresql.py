@@ -47,10 +47,10 @@ class PostgreSQL:
         info = self._data.stat()
         return info.st_uid, info.st_gid
 
-    def new_database(self) -> str:
-        """Its name."""
+    def new_database(self, like: str = "template1") -> str:
+        """Its name. It has what the database `like` has, to which nobody may be connected."""
         name = f"test_{next(_numbers)}"
-        self.execute(f"CREATE DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {like}")
         return name
 
     def execute(self, statement: str, database: str = "postgres") -> None:

@@ -5,7 +5,14 @@ To write one, with a database at the revision before:
 
     alembic -c proxy/store/migrations/alembic.ini -x url=sqlite:////tmp/before.db revision --autogenerate -m "what changes"
 
-then set `HEAD` here. A revision that other versions of the program may meet (PostgreSQL, several hosts) only ever adds.
+then set `HEAD` here. What other versions of the program may go on writing meanwhile (PostgreSQL, several hosts), the rows of the
+ledger, a revision only ever adds to.
+
+The program never goes back; who wants an older version again does, with everything stopped and a copy of the database made:
+
+    alembic -c proxy/store/migrations/alembic.ini -x url=URL downgrade 0003
+
+Each revision's `downgrade` says what is lost by it.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from sqlalchemy import Connection, Engine, func, inspect, select, text
 
 from proxy.store.engine import StoreError, reader, without_deadline
 
-HEAD = "0003"
+HEAD = "0005"
 """The newest revision. Known here so that a database that is up to date costs one look and not the import of alembic."""
 
 _LOCK = 0x676C617373  # "glass"; any number that nobody else takes

@@ -13,3 +13,8 @@ depends_on = None
 
 def upgrade() -> None:
     ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    """What is lost."""
+    ${downgrades if downgrades else "pass"}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
-from proxy.store import open_database
+from proxy.control.database import Database
+from proxy.store import open_database, reader
+from proxy.store.tables import metadata
 from tests.support.postgresql import PostgreSQL, postgresql_server
 
 
@@ -33,3 +38,91 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = open_database(database_url)
     yield engine
     engine.dispose()
+
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+EMPTY = ";".join(
+    [
+        *(f"DELETE FROM {table}" for table in metadata.tables if table != "catalogue"),  # noqa: S608 (ours)
+        "UPDATE catalogue SET revision = 0, everyone = '{}'",
+    ]
+)
+"""Hundreds of databases of their own would take PostgreSQL minutes, and gigabytes."""
+
+
+class Store:
+    """Functions of the store, asked as what waits asks: by an engine. Each call is a transaction."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = open_database(url)
+
+    def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with reader(self._engine).begin() as connection:
+            return function(connection, *args, **kwargs)
+
+    def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._engine.begin() as connection:
+            return function(connection, *args, **kwargs)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+class StoreOfControl(Store):
+    """The same as control asks: from an event loop."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._loop = asyncio.Runner()
+        self._database = Database(url)
+
+    def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._loop.run(self._database.read(function, *args, **kwargs))
+
+    def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._loop.run(self._database.write(function, *args, **kwargs))
+
+    def close(self) -> None:
+        self._loop.run(self._database.close())
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to be copied."""
+    path = tmp_path_factory.mktemp("database") / "glasshouse.db"
+    open_database(f"sqlite:///{path}").dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_with_tables(postgresql: PostgreSQL) -> str:
+    """A database to be copied, or to be emptied again and again."""
+    name = postgresql.new_database()
+    open_database(postgresql.url_of(name)).dispose()
+    return name
+
+
+@pytest.fixture(params=[Store, StoreOfControl], ids=["waiting", "in a loop"])
+def ask(request: pytest.FixtureRequest) -> type[Store]:
+    way: type[Store] = request.param
+    return way
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, ask: type[Store], tmp_path: Path) -> Iterator[Store]:
+    """A database with its tables, asked in each of the program's ways."""
+    if request.param == "sqlite":
+        path = shutil.copy(request.getfixturevalue("sqlite_with_tables"), tmp_path)
+        store = ask(f"sqlite:///{path}")
+    else:
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        name = request.getfixturevalue("postgresql_with_tables")
+        server.execute(EMPTY, name)
+        store = ask(server.url_of(name))
+    yield store
+    store.close()

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, LiteralString
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, make_url, select, text
 from sqlalchemy.exc import OperationalError
 
 from proxy.exchange import Record
@@ -25,13 +26,15 @@ from proxy.store import (
     insert_records,
     list_keys,
     migrations,
+    open_async_engine,
     open_database,
+    open_engine,
     reader,
     revision,
     usage,
 )
 from proxy.store import engine as store_engine
-from proxy.store.engine import without_deadline
+from proxy.store.engine import _for_asyncpg, without_deadline
 from proxy.store.tables import requests
 from tests.support.postgresql import PostgreSQL
 from tests.support.worker import deaf_host
@@ -141,6 +144,7 @@ def test_two_processes_that_write_at_once(engine: Engine, database_url: str) -> 
         ("postgresql+psycopg_async://u:hunter2@host/db", "allowed: sqlite:///PATH or postgresql://"),
         ("sqlite:////nowhere/at/all/glasshouse.db", "unable to open database file"),
         ("postgresql+pg8000://u:hunter2@host/db", "needs the package 'pg8000'"),
+        ("sqlite+aiosqlite:////tmp/x.db", "needs the package 'aiosqlite'|allowed: sqlite"),
     ],
 )
 def test_what_is_said_of_an_unusable_database(url: str, said: str) -> None:
@@ -149,12 +153,46 @@ def test_what_is_said_of_an_unusable_database(url: str, said: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:hunter2@host/db", "postgresql+psycopg://u:hunter2@host/db"])
+SAME = [f"postgresql{driver}://u:hunter2@host/db" for driver in ("", "+psycopg", "+asyncpg")]
+
+
+@pytest.mark.parametrize("url", SAME)
 def test_a_missing_driver_is_named_with_where_to_get_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(StoreError, match=r"extra `postgres`: pip install 'psycopg\[binary\]'") as caught:
-        open_database(url)
-    assert "hunter2" not in str(caught.value)
+    for package, how, opening in (("psycopg", r"'psycopg\[binary\]'", open_database), ("asyncpg", "asyncpg", open_async_engine)):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(StoreError, match=f"extra `postgres`: pip install {how}") as caught:
+            opening(url)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", SAME)
+def test_each_asks_in_its_own_way_whatever_the_url_names(url: str) -> None:
+    assert open_engine(url).dialect.driver == "psycopg"
+    assert open_async_engine(url).dialect.driver == "asyncpg"
+
+
+def _connecting(engine: Engine) -> dict[str, Any]:
+    """What the driver is told of the URL."""
+    _, told = engine.dialect.create_connect_args(engine.url)
+    return {name: value for name, value in told.items() if name != "context"}
+
+
+def test_what_asyncpg_alone_understands_is_said_to_psycopg_in_its_words() -> None:
+    said = "ssl=require&prepared_statement_cache_size=0&statement_cache_size=0&application_name=gh"
+    told = _connecting(open_engine(f"postgresql+asyncpg://u:p@host/db?{said}"))
+    assert told == {"host": "host", "dbname": "db", "user": "u", "password": "p", "sslmode": "require", "application_name": "gh"}
+
+
+def test_what_libpq_alone_understands_is_not_said_to_asyncpg() -> None:
+    said = (
+        "sslmode=verify-full&sslrootcert=/ca.pem&channel_binding=require&tcp_user_timeout=7000&connect_timeout=3&options=-cx%3D1"
+    )
+    place, told = _for_asyncpg(make_url(f"postgresql://u:p@/db?host=/run/pg&port=5433&{said}"))
+    assert place.render_as_string(hide_password=False).startswith("postgresql+asyncpg://u:p@/db?")
+    assert dict(place.query) == {"host": "/run/pg", "port": "5433"}
+    query = parse_qs(urlsplit(told["dsn"]).query)
+    assert query == {"sslmode": ["verify-full"], "sslrootcert": ["/ca.pem"], "options": ["-cx=1"]}
+    assert told["timeout"] == 3.0
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -63,6 +64,9 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
         refused_by="team.budget",
         over_budget="key",
         worker="incarnation",
+        user_name="ada",
+        project="demo",
+        requested_model="default",
     )
     numbered = [name for name in Record.__struct_fields__ if name.endswith(("_ns", "_bytes", "_tokens", "_nano", "_seconds"))]
     numbered = [
@@ -78,7 +82,8 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
             **{name: getattr(made, name) for name in ("operation", "client_request_id", "key_id", "key_name", "model", "stream")},
             **{name: getattr(made, name) for name in ("max_tokens", "temperature", "top_p", "status", "error_code", "error")},
             **{name: getattr(made, name) for name in ("finish_reasons", "currency", "inter_token_counts", "client_address")},
-            **{name: getattr(made, name) for name in ("team", "refused_by", "over_budget", "worker")},
+            **{name: getattr(made, name) for name in ("team", "refused_by", "over_budget", "worker", "user_name", "project")},
+            "requested_model": "default",
             "collector": "host",
             "day": date(2026, 11, 20),
             "id": "0000000000000000000000000000001f",
@@ -138,6 +143,7 @@ def test_what_no_database_can_hold_is_made_to_fit(engine: Engine) -> None:  # fa
     made = record(
         gpu_ns=2**63,
         model="a\0b'; DROP TABLE requests; --",
+        requested_model="\0",
         user="\0",
         error="\0\n\r\x1b",
         client_request_id="\0",
@@ -200,6 +206,9 @@ def seeded(count: int) -> list[Record]:
             key_id=f"key_{chance.randrange(3)}",
             key_name=chance.choice(["alice", "bob"]),
             team=chance.choice(["", "red", "blue"]),
+            user_name=chance.choice(["", "ada", "bob"]),
+            project=chance.choice(["", "demo"]),
+            operation=chance.choice(["chat", "embeddings"]),
             model=chance.choice(["small", "large", ""]),
             outcome=chance.choice(list(Outcome)),
             input_tokens=chance.randrange(1000),
@@ -218,7 +227,9 @@ def seeded(count: int) -> list[Record]:
 
 def group_of(by: By, made: Record) -> str:
     day = datetime.fromtimestamp(made.received_unix_ns // 10**9, UTC).date().isoformat()
-    return {"key": made.key_id, "team": made.team, "model": made.model, "backend": made.backend, "day": day}[by]
+    groups = {"key": made.key_id, "team": made.team, "user": made.user_name, "project": made.project, "model": made.model}
+    outcome = Outcome(made.outcome).label
+    return {**groups, "backend": made.backend, "operation": made.operation, "outcome": outcome, "day": day}[by]
 
 
 def nearest_rank(values: list[int], percent: int) -> int | None:
@@ -230,7 +241,7 @@ def classed(made: Record) -> str:
     return {**ok, Outcome.CLIENT_GONE: "client_gone", Outcome.CRASHED: "crashed"}.get(Outcome(made.outcome), "errors")
 
 
-@pytest.mark.parametrize("by", ["key", "team", "model", "backend", "day"])
+@pytest.mark.parametrize("by", get_args(By))
 @pytest.mark.parametrize(
     ("since", "until"),
     [
@@ -269,6 +280,33 @@ def test_the_sums_are_the_records_own(engine: Engine, by: By, since: datetime | 
         assert row.first_token_p95_ns == nearest_rank(waits, 95)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "holds"),
+    [
+        ({"team": "red"}, lambda made: made.team == "red"),
+        ({"user": "ada", "project": "demo"}, lambda made: (made.user_name, made.project) == ("ada", "demo")),
+        ({"project": ""}, lambda made: made.project == ""),
+        ({"key_id": "key_1", "model": "small"}, lambda made: (made.key_id, made.model) == ("key_1", "small")),
+        ({"key_ids": ["key_0", "key_2", "key_9"]}, lambda made: made.key_id in ("key_0", "key_2")),
+        ({"key_ids": []}, lambda made: False),
+        ({"backend": "backend-1"}, lambda made: made.backend == "backend-1"),
+        ({"team": "red' OR '1'='1"}, lambda made: False),
+    ],
+)
+def test_of_all_that_only_what_is_wanted(engine: Engine, wanted: dict[str, Any], holds: Callable[[Record], bool]) -> None:
+    records = seeded(300)
+    with engine.begin() as connection:
+        insert_records(connection, records)
+        rows = usage(connection, "day", **wanted)
+    mine = [made for made in records if holds(made)]
+    assert {row.group: row.requests for row in rows} == Counter(group_of("day", made) for made in mine)
+    assert sum(row.input_tokens for row in rows) == sum(made.input_tokens for made in mine)
+    assert {row.first_token_p50_ns for row in rows} == {
+        nearest_rank([made.first_token_ns for made in mine if group_of("day", made) == row.group and made.first_token_ns], 50)
+        for row in rows
+    }
+
+
 def test_a_group_of_keys_is_the_key_and_not_its_name(engine: Engine) -> None:
     with engine.begin() as connection:
         insert_records(connection, [record(1, key_id="key_1", key_name="alice"), record(2, key_id="key_2", key_name="alice")])
@@ -291,14 +329,14 @@ FOREVER = 2**63 - 1
 
 
 def sums_of(records: list[Record], currency: str, since: int = 0, until: int = FOREVER) -> list[SpentRow]:
-    rows: dict[tuple[str, str, str], list[int]] = {}
+    rows: dict[tuple[str, ...], list[int]] = {}
     for made in records:
         if since <= made.received_unix_ns < until:
-            row = rows.setdefault((made.worker, made.key_id, made.team), [0, 0, 0])
+            row = rows.setdefault((made.worker, made.key_id, made.team, made.user_name, made.project), [0, 0, 0])
             row[0] += made.cost_nano * (made.currency == currency)
             row[1] += made.input_tokens + made.output_tokens
             row[2] += made.gpu_ns
-    return [SpentRow(*who, *amounts) for who, amounts in sorted(rows.items())]
+    return sorted(SpentRow(who[0], who[1], who[2], who[3], who[4], *amounts) for who, amounts in rows.items())
 
 
 @pytest.mark.parametrize(("since", "until"), [(0, FOREVER), (NOON - 5 * HOUR, NOON + 7 * HOUR), (NOON + 7 * HOUR, FOREVER)])
@@ -332,4 +370,6 @@ def test_what_no_integer_of_a_database_holds_is_summed_all_the_same(engine: Engi
     with engine.begin() as connection:
         insert_records(connection, [record(number, **claimed) for number in range(3)], "me")
         [row] = spent(connection, "me", "EUR", 0, FOREVER)
-    assert row == SpentRow("", "", "", 3 * FOREVER, 6 * FOREVER, 3 * FOREVER)
+        [used] = usage(connection)
+    assert (used.input_tokens, used.cost_nano) == (3 * FOREVER, {"EUR": 3 * FOREVER})
+    assert row == SpentRow("", "", "", "", "", 3 * FOREVER, 6 * FOREVER, 3 * FOREVER)

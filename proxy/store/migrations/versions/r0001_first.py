@@ -107,3 +107,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("day", "id", name=op.f("pk_requests")),
         sqlite_with_rowid=False,
     )
+
+
+def downgrade() -> None:
+    """Everything is lost."""
+    for table in ("requests", "keys", "checkpoints", "catalogue"):
+        op.drop_table(table)

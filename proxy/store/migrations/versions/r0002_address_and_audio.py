@@ -14,3 +14,9 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("requests", sa.Column("client_address", sa.Text(), server_default=sa.text("''"), nullable=False))
     op.add_column("requests", sa.Column("audio_seconds", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
+
+
+def downgrade() -> None:
+    """The columns are lost."""
+    for name in ("audio_seconds", "client_address"):
+        op.drop_column("requests", name)

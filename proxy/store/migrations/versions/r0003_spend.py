@@ -18,3 +18,9 @@ def upgrade() -> None:
     op.add_column("requests", sa.Column("refused_by", sa.Text(), server_default=sa.text("''"), nullable=False))
     op.add_column("requests", sa.Column("over_budget", sa.Text(), server_default=sa.text("''"), nullable=False))
     op.add_column("requests", sa.Column("collector", sa.Text(), server_default=sa.text("''"), nullable=False))
+
+
+def downgrade() -> None:
+    """The columns are lost."""
+    for name in ("collector", "over_budget", "refused_by", "gpu_ns", "worker", "team"):
+        op.drop_column("requests", name)
