@@ -1,23 +1,23 @@
-"""The snapshot's types and its encoding (MessagePack; keys decode one by one, when they are first used)."""
+"""The snapshot's types, and what is looked up in one. Keys decode one by one, when they are first used."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
+from hashlib import sha256
+from typing import TypeVar
 
 import msgspec
 
-SNAPSHOT_VERSION = 1
+from proxy.snapshot.table import KeyTable, SnapshotError, Table
+
+SNAPSHOT_VERSION = 2
 """Readers take this version and the one before. Fields are only ever appended, with defaults."""
+
+T = TypeVar("T")
 
 NEVER_NS = 2**63 - 1
 """A moment that doesn't come, ns since 1970."""
-
-
-class SnapshotError(Exception):
-    """The file isn't a snapshot that this version can read."""
 
 
 class Budget(msgspec.Struct, array_like=True, frozen=True):
@@ -49,6 +49,27 @@ class Allowance(msgspec.Struct, array_like=True, frozen=True):
 
 
 UNLIMITED = Allowance()
+
+
+class AllowanceTable(Table, Mapping[str, Allowance]):
+    """Name → allowance, for names of which there may be as many as keys. What looks one up raises SnapshotError for damage."""
+
+    @classmethod
+    def of(cls, allowances: Mapping[str, Allowance]) -> AllowanceTable:
+        if isinstance(allowances, AllowanceTable):
+            return allowances
+        return cls.build((_digest(name), 0, msgspec.msgpack.encode((name, each))) for name, each in allowances.items())
+
+    def __getitem__(self, name: str) -> Allowance:
+        if (found := self.look_up(_digest(name))) is None:
+            raise KeyError(name)
+        return _read(_entry, found[1])[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return (_read(_entry, value)[0] for _, _, value in self.entries())
+
+    def __len__(self) -> int:
+        return self.sizes[0]
 
 
 class Principal(msgspec.Struct, array_like=True, frozen=True):
@@ -119,6 +140,15 @@ class Model(msgspec.Struct, array_like=True, frozen=True):
     defaults: tuple[tuple[str, bytes], ...] = ()
     """Parameters (name, JSON) for requests that don't say them."""
 
+    def price_at(self, unix_ns: int) -> Model | LaterPrice:
+        """What has the price of that moment."""
+        valid: Model | LaterPrice = self
+        for later in self.later_prices:
+            if later.from_unix_ns > unix_ns:
+                break
+            valid = later
+        return valid
+
 
 class Issuer(msgspec.Struct, array_like=True, frozen=True):
     """Whose tokens are taken. `keys`: its public ones, a JSON Web Key Set (RFC 7517). Claims are paths of names, None: not in its
@@ -138,28 +168,38 @@ class Issuer(msgspec.Struct, array_like=True, frozen=True):
 
 
 class SnapshotFile(msgspec.Struct, array_like=True):
-    """What is in the file. `keys`: sha256 of the key → encoded Principal."""
+    """What is in the file. `keys`: sha256 of a secret → encoded Principal; a KeyTable also says when a secret ends."""
 
     version: int = SNAPSHOT_VERSION
     revision: int = 0
     published_unix_ns: int = 0
     currency: str = "USD"
-    keys: dict[bytes, msgspec.Raw] = {}
+    keys: Mapping[bytes, msgspec.Raw] = {}
     models: dict[str, Model] = {}
     backends: dict[str, Backend] = {}
     everyone: Allowance = UNLIMITED
     teams: dict[str, Allowance] = {}
-    users: dict[str, Allowance] = {}
+    users: Mapping[str, Allowance] = {}
     projects: dict[str, Allowance] = {}
     issuers: tuple[Issuer, ...] = ()
 
 
-_principal = msgspec.msgpack.Decoder(Principal)
-_file = msgspec.msgpack.Decoder(SnapshotFile)
+class _Caller:
+    """What a snapshot says of one caller, found out when it is first asked."""
+
+    __slots__ = ("blocked", "expires_unix_ns", "levels", "models", "principal")
+
+    def __init__(self, principal: Principal, levels: list[tuple[str, str, Allowance]]) -> None:
+        self.principal = principal
+        self.levels = levels
+        self.blocked = any(allowance.blocked for _, _, allowance in levels)
+        moments = [allowance.expires_unix_ns for _, _, allowance in levels]
+        self.expires_unix_ns = min((moment for moment in moments if moment), default=NEVER_NS)
+        self.models: dict[str, Model] | None = None
 
 
 class Snapshot:
-    """A decoded snapshot, ready for look-ups."""
+    """A decoded snapshot, ready for look-ups. `published_unix_ns` alone may change while it is in use."""
 
     def __init__(self, file: SnapshotFile) -> None:
         self.revision = file.revision
@@ -169,38 +209,85 @@ class Snapshot:
         self.backends = file.backends
         self.everyone = file.everyone
         self.teams = file.teams
-        self._keys = file.keys
-        self._principals: dict[bytes, Principal] = {}
-        self._allowed: dict[str, dict[str, Model]] = {}
+        self.users = file.users
+        self.projects = file.projects
+        self.issuers = file.issuers
+        self._keys = KeyTable.of(file.keys)
+        self._found: dict[bytes, tuple[Principal, int]] = {}
+        self._principals: dict[Principal, Principal] = {}
+        self._callers: dict[str, _Caller] = {}
         self._matching: dict[tuple[tuple[str, ...], ...], dict[str, Model]] = {(): file.models}
         self._models_json = _list(file.models)
 
-    def principal(self, key_hash: bytes) -> Principal | None:
-        """Whose key has this sha256; None if nobody's."""
-        known = self._principals.get(key_hash)
-        if known is None and (raw := self._keys.get(key_hash)) is not None:
-            known = self._principals[key_hash] = _principal.decode(raw)
-        return known
+    # -- keys --
 
-    def team(self, principal: Principal) -> Allowance:
-        """What the team of this key may use together."""
-        return self.teams.get(principal.team, UNLIMITED)
+    def find(self, digest: bytes) -> tuple[Principal, int] | None:
+        """Whose secret has this sha256, and when this secret ends (ns since 1970; NEVER_NS); None if nobody's. The secrets of a
+        key lead to one and the same Principal. Raises SnapshotError if the file is damaged there."""
+        found = self._found.get(digest)
+        if found is None and (secret := self._keys.find(digest)) is not None:
+            principal = self.interned(decode_principal(secret.principal))
+            found = self._found[digest] = principal, secret.ends_unix_ns or NEVER_NS
+        return found
+
+    def interned(self, principal: Principal) -> Principal:
+        """The one object that stands for all that are equal: what is known of a caller is known of that."""
+        return self._principals.setdefault(principal, principal)
+
+    def principal(self, digest: bytes) -> Principal | None:
+        """Whose secret has this sha256; None if nobody's. Raises SnapshotError."""
+        found = self.find(digest)
+        return None if found is None else found[0]
+
+    def retire(self) -> None:
+        """There is a newer one: let go of the file. Requests that still work by this one look up no caller any more, and nobody
+        else asks it."""
+        self._keys, self.users = KeyTable(), {}
+        self._found, self._principals, self._callers = {}, {}, {}
+
+    # -- levels --
+
+    def levels(self, principal: Principal) -> list[tuple[str, str, Allowance]]:
+        """(level, name, allowance) of all that counts for a caller, from the narrowest on. Raises SnapshotError."""
+        return self._caller(principal).levels
 
     def expires_unix_ns(self, principal: Principal) -> int:
-        """The first moment at which the key is none any more: its own, its team's or everyone's."""
-        moments = (each.expires_unix_ns for each in (principal.allowance, self.team(principal), self.everyone))
-        return min((moment for moment in moments if moment), default=NEVER_NS)
+        """The first moment at which the key is none any more: that of one of its levels. Raises SnapshotError."""
+        return self._caller(principal).expires_unix_ns
 
-    def allowed_models(self, principal: Principal) -> dict[str, Model]:
-        """The models that exist for this key: those that it, its team and everyone may use. `models` itself where that is all."""
-        known = self._allowed.get(principal.key_id)
-        if known is None:
-            known = self._allowed[principal.key_id] = self._allow(principal)
+    def blocked(self, principal: Principal) -> bool:
+        """One of its levels is. Raises SnapshotError."""
+        return self._caller(principal).blocked
+
+    def _caller(self, principal: Principal) -> _Caller:
+        known = self._callers.get(principal.key_id)
+        if known is None or known.principal is not principal:  # two tokens of one person may differ
+            known = self._callers[principal.key_id] = _Caller(principal, self._levels(principal))
         return known
 
-    def _allow(self, principal: Principal) -> dict[str, Model]:
-        allowances = (principal.allowance, self.team(principal), self.everyone)
-        patterns = tuple(each.models for each in allowances if each.models is not None)
+    def _levels(self, principal: Principal) -> list[tuple[str, str, Allowance]]:
+        levels = [("key", principal.key_name, principal.allowance)]
+        if principal.user:
+            levels.append(("user", principal.user, self.users.get(principal.user, UNLIMITED)))
+        if principal.project:
+            levels.append(("project", principal.project, self.projects.get(principal.project, UNLIMITED)))
+        if principal.team:
+            levels.append(("team", principal.team, self.teams.get(principal.team, UNLIMITED)))
+        levels.append(("everyone", "", self.everyone))
+        return levels
+
+    # -- models --
+
+    def allowed_models(self, principal: Principal) -> dict[str, Model]:
+        """The models that exist for this key: those that all its levels may use. `models` itself where that is all."""
+        caller = self._callers.get(principal.key_id)
+        if caller is None or caller.principal is not principal or caller.models is None:
+            caller = self._caller(principal)
+            caller.models = self._allow(caller.levels)
+        return caller.models
+
+    def _allow(self, levels: list[tuple[str, str, Allowance]]) -> dict[str, Model]:
+        patterns = tuple(allowance.models for _, _, allowance in levels if allowance.models is not None)
         known = self._matching.get(patterns)
         if known is None:
             known = {name: model for name, model in self.models.items() if all(_matches(name, each) for each in patterns)}
@@ -221,38 +308,25 @@ def _list(models: dict[str, Model]) -> bytes:
     return b'{"object":"list","data":[' + b",".join(model.card for model in models.values()) + b"]}"
 
 
+_principal = msgspec.msgpack.Decoder(Principal)
+_entry = msgspec.msgpack.Decoder(tuple[str, Allowance])
+
+
 def encode_principal(principal: Principal) -> msgspec.Raw:
     return msgspec.Raw(msgspec.msgpack.encode(principal))
 
 
 def decode_principal(raw: msgspec.Raw) -> Principal:
-    return _principal.decode(raw)
-
-
-def decode_snapshot(data: bytes) -> SnapshotFile:
     """Raises SnapshotError."""
+    return _read(_principal, raw)
+
+
+def _digest(name: str) -> bytes:
+    return sha256(name.encode()).digest()
+
+
+def _read(decoder: msgspec.msgpack.Decoder[T], data: bytes | msgspec.Raw) -> T:
     try:
-        file = _file.decode(data)
-    except msgspec.MsgspecError as error:
-        raise SnapshotError(f"not a snapshot: {error}") from None
-    if not SNAPSHOT_VERSION - 1 <= file.version <= SNAPSHOT_VERSION:
-        raise SnapshotError(f"snapshot version {file.version}; this version reads {SNAPSHOT_VERSION}")
-    return file
-
-
-def read_snapshot(path: Path) -> SnapshotFile:
-    """Raises SnapshotError, FileNotFoundError."""
-    return decode_snapshot(path.read_bytes())
-
-
-def write_snapshot(path: Path, file: SnapshotFile) -> None:
-    """Replace the file: readers see the old one or the new one."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb", closefd=False) as stream:
-            stream.write(msgspec.msgpack.encode(file))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    scratch.replace(path)
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SnapshotError(f"not what is looked up: {error}") from None

@@ -14,13 +14,29 @@ import pytest
 
 from proxy.exchange import Record, decode_record, peek_record
 from proxy.journal import Checkpoint
-from proxy.snapshot import Backend, Model, Principal, Snapshot, SnapshotFile
-from proxy.snapshot.model import decode_snapshot, encode_principal
+from proxy.snapshot import (
+    NEVER_NS,
+    Allowance,
+    Backend,
+    Bounds,
+    Budget,
+    Issuer,
+    KeyTable,
+    LaterPrice,
+    Model,
+    Principal,
+    Snapshot,
+    SnapshotFile,
+    decode_snapshot,
+    encode_principal,
+    encode_snapshot,
+)
 from tests.unit.journal.made import read_all
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CLOSING = (FIXTURES / "records" / "closing-1.msgpack").read_bytes()
-SNAPSHOT = (FIXTURES / "snapshots" / "snapshot-1.msgpack").read_bytes()
+SNAPSHOT_1 = (FIXTURES / "snapshots" / "snapshot-1.msgpack").read_bytes()
+SNAPSHOT_2 = (FIXTURES / "snapshots" / "snapshot-2").read_bytes()
 LEFT_BEHIND = FIXTURES / "state-1"
 
 
@@ -53,8 +69,10 @@ def record() -> Record:
 
 
 def snapshot() -> SnapshotFile:
-    """Its principals as the first writer encoded them: they are decoded one by one, when they are needed."""
+    """As version 1 has it, from a release that knew neither teams nor limits; principals are decoded one by one, when they are
+    needed."""
     return SnapshotFile(
+        version=1,
         revision=7,
         published_unix_ns=1_791_000_000_000_000_000,
         currency="EUR",
@@ -72,19 +90,63 @@ def snapshot() -> SnapshotFile:
     )
 
 
+ALICE = Principal("key_1", "alice", "research", Allowance(1, 2, 3, 4, 5, 6, ("m*",), ("chat",), 7), "alice@example.com", "atlas")
+BOB = Principal("key_2", "bob")
+
+
+def snapshot_2() -> SnapshotFile:
+    """Every field of everything."""
+    budget = Budget("money", 5_000_000_000, "month", "Europe/Vienna", True)
+    limited = Allowance(1, 2, 3, 4, 5, 6, ("m*",), ("chat",), 1_900_000_000_000_000_000, (budget,), True)
+    backend = Backend("gpu-0", "10.0.0.1", 8001, "vllm", "/base", "ENGINE_KEY", True, "/etc/ca.pem")
+    later = LaterPrice(1_800_000_000_000_000_000, 1, 2, 3)
+    bounds = Bounds(1, 2, 3, 4, 5, 6)
+    model = Model("m", ("gpu-0",), 100_000, 20_000, 400_000, b'{"id":"m"}', bounds, 4096, 512, (later,), (("top_p", b"0.9"),))
+    claims = (("a", "b"), ("t",), ("p",), ("m",), ("r",))
+    issuer = Issuer("https://id", ("us",), ("ES256",), b'{"keys":[]}', *claims, {"x": "admin"}, 9.0)
+    secrets = [
+        (bytes(range(32)), 1_850_000_000_000_000_000, encode_principal(ALICE)),
+        (bytes(range(32, 64)), 0, encode_principal(ALICE)),
+        (bytes(range(64, 96)), 0, encode_principal(BOB)),
+    ]
+    return SnapshotFile(
+        revision=7,
+        published_unix_ns=1_791_000_000_000_000_000,
+        currency="EUR",
+        keys=KeyTable.build(secrets),
+        models={"m": model, "alias": model},
+        backends={"gpu-0": backend},
+        everyone=limited,
+        teams={"research": limited},
+        users={"alice@example.com": limited, "bob@example.com": Allowance()},
+        projects={"atlas": limited},
+        issuers=(issuer,),
+    )
+
+
 def checkpoint() -> Checkpoint:
     return Checkpoint({"a-1.seg": 5}, {"b-1.seg"}, {"a": {b"id": CLOSING}}, {"c-1.seg"})
 
 
 def test_a_snapshot_of_the_version_before_is_read() -> None:
-    read = decode_snapshot(SNAPSHOT)
+    read = decode_snapshot(SNAPSHOT_1)
     assert read == snapshot()
     principals = [Snapshot(read).principal(digest) for digest in (bytes(range(32)), bytes(range(32, 64)), bytes(32))]
     assert principals == [Principal("key_1", "alice"), Principal("key_2", "bob"), None]
 
 
+def test_a_snapshot_of_this_version_is_read_by_all_later_releases_of_it() -> None:
+    read = decode_snapshot(SNAPSHOT_2)
+    assert read == snapshot_2()
+    known = Snapshot(read)
+    found = [known.find(bytes(range(at, at + 32))) for at in (0, 32, 64)]
+    assert found == [(ALICE, 1_850_000_000_000_000_000), (ALICE, NEVER_NS), (BOB, NEVER_NS)]
+    assert known.levels(ALICE)[1] == ("user", "alice@example.com", known.everyone)
+
+
 def test_a_snapshot_s_fields_are_only_ever_appended() -> None:
-    assert is_extension(msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot())), msgspec.msgpack.decode(SNAPSHOT))
+    ours = msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot()))
+    assert is_extension(ours, msgspec.msgpack.decode(SNAPSHOT_1))
 
 
 def test_a_record_s_fields_are_only_ever_appended() -> None:
@@ -100,10 +162,9 @@ def test_what_a_newer_writer_adds_is_passed_over(value: msgspec.Struct) -> None:
 
 
 def test_a_newer_writer_s_principal_is_read() -> None:
-    file = snapshot()
-    theirs = extended(msgspec.msgpack.decode(encode_principal(Principal("key_1", "alice"))))
-    file.keys = {bytes(32): msgspec.Raw(msgspec.msgpack.encode(theirs))}
-    assert Snapshot(decode_snapshot(msgspec.msgpack.encode(file))).principal(bytes(32)) == Principal("key_1", "alice")
+    theirs = extended(msgspec.msgpack.decode(encode_principal(ALICE)))
+    file = SnapshotFile(keys={bytes(32): msgspec.Raw(msgspec.msgpack.encode(theirs))})
+    assert Snapshot(decode_snapshot(encode_snapshot(file))).principal(bytes(32)) == ALICE
 
 
 def test_a_newer_writer_s_record_is_read_from_the_journal() -> None:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
+from collections.abc import Mapping
 from time import monotonic_ns
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 from proxy.auth import Authenticator
 from proxy.auth.guesses import GUESSES
-from proxy.errors import InvalidRequest, NotReady, RateLimited, Unauthenticated
+from proxy.errors import Forbidden, InvalidRequest, NotReady, RateLimited, Unauthenticated
 from proxy.exchange import Exchange, Remembered
 from proxy.flow import Flow
-from proxy.snapshot import Allowance, Principal, Snapshot, SnapshotFile
-from proxy.snapshot.model import decode_snapshot, encode_principal
+from proxy.snapshot import (
+    Allowance,
+    KeyTable,
+    Principal,
+    Snapshot,
+    SnapshotFile,
+    decode_snapshot,
+    encode_principal,
+    encode_snapshot,
+)
+from tests.support.issuer import Issuer
 
 
 def snapshot(*keys: str) -> Snapshot:
@@ -159,11 +169,11 @@ def test_what_is_looked_up_is_the_whole_hash_of_what_came() -> None:
     # failure 69
     asked: list[bytes] = []
 
-    def principal(digest: bytes) -> None:
+    def find(digest: bytes) -> None:
         asked.append(digest)
 
     made, feed = authenticator(snapshot("gh-1"))
-    feed.current.principal = principal
+    feed.current.find = find
     for sent in (exchange(b"Bearer gh-1"), exchange(None, api_key=b"gh-1")):
         with pytest.raises(Unauthenticated):
             made.authenticate(sent)
@@ -184,7 +194,8 @@ def test_no_key_is_in_what_workers_know() -> None:
     # failure 69
     known = snapshot("gh-1-a-secret")
     authenticator(known)[0].authenticate(exchange(b"Bearer gh-1-a-secret"))
-    assert b"gh-1-a-secret" not in b"".join([*known._keys, *known._principals])
+    assert known._found.keys() == {hashlib.sha256(b"gh-1-a-secret").digest()}
+    assert list(known._keys) == [hashlib.sha256(b"gh-1-a-secret").digest()]
 
 
 # --- what a connection remembers ---------------------------------------------------------------------------------------
@@ -199,7 +210,7 @@ def test_a_connection_remembers_until_the_header_or_the_catalogue_changes() -> N
     remembered = Remembered()
     made, feed = authenticator(snapshot("gh-1", "gh-2"))
     made.authenticate(exchange(b"Bearer gh-1", remembered))
-    feed.current.principal = None  # whoever asks now is found out
+    feed.current.find = None  # whoever asks now is found out
     again = exchange(b"Bearer gh-1", remembered)
     made.authenticate(again)
     assert again.record.key_id == "id of gh-1"
@@ -221,31 +232,46 @@ def test_what_failed_is_not_remembered(authorization: bytes | None) -> None:
             made.authenticate(exchange(authorization, remembered))
 
 
-# --- expiry ------------------------------------------------------------------------------------------------------------
+# --- ends and blocks ---------------------------------------------------------------------------------------------------
 
 SOON_NS = 4_102_444_800_000_000_000
 LATER_NS = SOON_NS + 1_000_000_000
+LEVELS = ("key", "user", "project", "team", "everyone")
 
 
-def expiring(key: int = 0, team: int = 0, everyone: int = 0) -> Snapshot:
-    """`gh-1`, whose levels expire then; 0: never."""
-    principal = Principal("id", "name", "team", Allowance(expires_unix_ns=key))
+def with_levels(allowances: Mapping[str, Allowance], secret_ends_unix_ns: int = 0) -> Snapshot:
+    """`gh-1`, whose levels have these allowances."""
+    said = {level: allowances.get(level, Allowance()) for level in LEVELS}
+    principal = Principal("id", "name", "team", said["key"], "user", "project")
     return Snapshot(
         SnapshotFile(
-            keys={hashlib.sha256(b"gh-1").digest(): encode_principal(principal)},
-            teams={"team": Allowance(expires_unix_ns=team)},
-            everyone=Allowance(expires_unix_ns=everyone),
+            keys=KeyTable.build([(hashlib.sha256(b"gh-1").digest(), secret_ends_unix_ns, encode_principal(principal))]),
+            users={"user": said["user"]},
+            projects={"project": said["project"]},
+            teams={"team": said["team"]},
+            everyone=said["everyone"],
         )
     )
 
 
+def expiring(secret_ns: int = 0, **levels: int) -> Snapshot:
+    """`gh-1`, whose secret and levels expire then; 0: never."""
+    return with_levels({level: Allowance(expires_unix_ns=end) for level, end in levels.items()}, secret_ns)
+
+
 @pytest.mark.parametrize(
-    ("key", "team", "everyone"),
-    [(SOON_NS, 0, 0), (0, SOON_NS, 0), (0, 0, SOON_NS), (SOON_NS, LATER_NS, LATER_NS), (LATER_NS, SOON_NS, 0)],
+    "current",
+    [
+        *(expiring(**{level: SOON_NS}) for level in LEVELS),
+        expiring(SOON_NS),
+        expiring(SOON_NS, key=LATER_NS),
+        expiring(LATER_NS, key=SOON_NS),
+        expiring(key=LATER_NS, team=SOON_NS, everyone=LATER_NS),
+    ],
 )
-def test_a_key_is_none_from_the_moment_on_at_which_the_first_of_its_levels_expires(key: int, team: int, everyone: int) -> None:
+def test_a_key_is_none_from_the_moment_on_at_which_it_or_the_first_of_its_levels_ends(current: Snapshot) -> None:
     now = [SOON_NS - 1]
-    made = Authenticator(SimpleNamespace(current=expiring(key, team, everyone)), lambda: now[0])  # type: ignore[arg-type]
+    made = Authenticator(SimpleNamespace(current=current), lambda: now[0])  # type: ignore[arg-type]
     made.authenticate(exchange(b"Bearer gh-1"))
     now[0] += 1
     refused = exchange(b"Bearer gh-1")
@@ -253,6 +279,44 @@ def test_a_key_is_none_from_the_moment_on_at_which_the_first_of_its_levels_expir
         made.authenticate(refused)
     assert (raised.value.error_code, raised.value.status) == ("expired_api_key", 401)
     assert not refused.accepted
+
+
+def test_of_two_secrets_each_ends_by_itself() -> None:
+    """A rotated key: for a while both work, and both are the same caller."""
+    principal = encode_principal(Principal("id", "name"))
+    secrets = {b"gh-former": SOON_NS, b"gh-newer": 0}
+    keys = KeyTable.build((hashlib.sha256(secret).digest(), end, principal) for secret, end in secrets.items())
+    now = [SOON_NS - 1]
+    made = Authenticator(SimpleNamespace(current=Snapshot(SnapshotFile(keys=keys))), lambda: now[0])  # type: ignore[arg-type]
+    assert made.authenticate(exchange(b"Bearer gh-former")) is made.authenticate(exchange(b"Bearer gh-newer"))
+    now[0] = SOON_NS
+    made.authenticate(exchange(b"Bearer gh-newer"))
+    with pytest.raises(Unauthenticated, match="expired"):
+        made.authenticate(exchange(b"Bearer gh-former"))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_key_of_which_a_level_is_blocked_is_refused_and_no_guess(level: str) -> None:
+    made = Authenticator(SimpleNamespace(current=with_levels({level: Allowance(blocked=True)})))  # type: ignore[arg-type]
+    for _ in range(2 * GUESSES):
+        refused = exchange(b"Bearer gh-1")
+        with pytest.raises(Unauthenticated) as raised:
+            made.authenticate(refused)
+        assert (raised.value.error_code, raised.value.status) == ("key_blocked", 401)
+        assert not refused.accepted
+
+
+def test_a_key_of_which_the_file_is_damaged_is_not_refused_for_being_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    written = bytearray(
+        encode_snapshot(SnapshotFile(keys={hashlib.sha256(b"gh-1").digest(): encode_principal(Principal("i", "n"))}))
+    )
+    written[-1] ^= 1
+    made, _ = authenticator(Snapshot(decode_snapshot(bytes(written))))
+    with pytest.raises(NotReady):
+        made.authenticate(exchange(b"Bearer gh-1"))
+    assert "damaged" in str(vars(caplog.records[0]))
+    with pytest.raises(Unauthenticated):
+        made.authenticate(exchange(b"Bearer gh-2"))
 
 
 def test_a_connection_that_remembers_a_key_notices_its_expiry() -> None:
@@ -278,10 +342,17 @@ def test_a_key_that_has_expired_is_no_guess() -> None:
             made.authenticate(exchange(b"Bearer gh-1"))
 
 
-def test_the_team_is_on_the_record() -> None:
+def test_who_it_is_is_on_the_record() -> None:
     made = exchange(b"Bearer gh-1")
-    assert Authenticator(SimpleNamespace(current=expiring())).authenticate(made).team == "team"  # type: ignore[arg-type]
-    assert made.record.team == "team"
+    Authenticator(SimpleNamespace(current=expiring())).authenticate(made)  # type: ignore[arg-type]
+    record = made.record
+    assert (record.key_id, record.key_name, record.team, record.user_name, record.project) == (
+        "id",
+        "name",
+        "team",
+        "user",
+        "project",
+    )
 
 
 # --- guessing ----------------------------------------------------------------------------------------------------------
@@ -327,6 +398,119 @@ def test_right_keys_are_not_counted() -> None:
     assert len(made._guesses) == 0
 
 
+# --- tokens ------------------------------------------------------------------------------------------------------------
+
+ISSUER = Issuer()
+
+
+def trusting(*keys: str, **more: Any) -> Snapshot:
+    """A snapshot with these keys and an issuer."""
+    principals = {hashlib.sha256(key.encode()).digest(): encode_principal(Principal(key, key)) for key in keys}
+    return Snapshot(SnapshotFile(keys=principals, issuers=(ISSUER.published(team_claim=("team",)),), **more))
+
+
+def bearer(token: bytes, remembered: Remembered | None = None) -> Exchange:
+    return from_address("192.0.2.1", b"Bearer " + token, remembered)
+
+
+def test_a_token_is_taken_in_either_header_beside_keys() -> None:
+    made, _ = authenticator(trusting("gh-1", "a.key.with-dots"))
+    by_token, by_api_key = bearer(ISSUER.token()), exchange(None, api_key=ISSUER.token())
+    assert made.authenticate(by_token) is made.authenticate(by_api_key)
+    assert by_token.record.key_id.startswith("jwt:")
+    assert (by_token.record.key_name, by_token.record.user_name) == ("u1", "u1")
+    assert made.authenticate(exchange(b"Bearer gh-1")).key_id == "gh-1"
+    assert made.authenticate(exchange(b"Bearer a.key.with-dots")).key_id == "a.key.with-dots"
+
+
+@pytest.mark.parametrize("level", ["user", "team", "everyone"])
+def test_a_bearer_has_the_levels_that_are_declared_for_him(level: str) -> None:
+    blocked = Allowance(blocked=True)
+    places: dict[str, dict[str, Any]] = {
+        "user": {"users": {"u1": blocked}},
+        "team": {"teams": {"t": blocked}},
+        "everyone": {"everyone": blocked},
+    }
+    free, _ = authenticator(trusting(teams={"t": Allowance()}))
+    free.authenticate(bearer(ISSUER.token(team="t")))
+    made, _ = authenticator(trusting(**{"teams": {"t": Allowance()}, **places[level]}))
+    with pytest.raises(Unauthenticated) as raised:
+        made.authenticate(bearer(ISSUER.token(team="t")))
+    assert raised.value.error_code == "key_blocked"
+
+
+def test_a_connection_remembers_a_token_until_it_expires() -> None:
+    expires = int(time.time()) + 1000
+    now = [time.time_ns()]
+    made = Authenticator(SimpleNamespace(current=trusting()), lambda: now[0])  # type: ignore[arg-type]
+    remembered, token = Remembered(), ISSUER.token(exp=expires)
+    made.authenticate(bearer(token, remembered))
+    made._tokens = None
+    made.authenticate(bearer(token, remembered))
+    assert made._tokens is None, "it wasn't looked at again"
+    now[0] = (expires + 30) * 1_000_000_000
+    later = bearer(token, remembered)
+    later.record.received_unix_ns = now[0]
+    with pytest.raises(Unauthenticated) as raised:
+        made.authenticate(later)
+    assert raised.value.error_code == "expired_token"
+
+
+def test_a_new_snapshot_of_the_same_issuers_verifies_no_token_again() -> None:
+    made, feed = authenticator(trusting())
+    token, remembered = ISSUER.token(), Remembered()
+    first = made.authenticate(bearer(token, remembered))
+    known = made._tokens
+    feed.current = trusting("gh-1")
+    second = made.authenticate(bearer(token, remembered))
+    assert made._tokens is known
+    assert second == first
+    assert second is not first, "it is another snapshot's"
+
+
+def test_whose_issuer_is_not_trusted_any_more_is_nobody() -> None:
+    made, feed = authenticator(trusting())
+    token, remembered = ISSUER.token(), Remembered()
+    made.authenticate(bearer(token, remembered))
+    other = Issuer("https://other.example", number=1)
+    feed.current = Snapshot(SnapshotFile(issuers=(other.published(),)))
+    with pytest.raises(Unauthenticated, match="issuer"):
+        made.authenticate(bearer(token, remembered))
+    feed.current = Snapshot(SnapshotFile())
+    with pytest.raises(Unauthenticated, match="Incorrect API key"):
+        made.authenticate(bearer(token, remembered))
+
+
+def test_wrong_tokens_are_guesses_and_right_or_expired_ones_are_not() -> None:
+    # failures 81, 82
+    made, _ = authenticator(trusting())
+    for _ in range(2 * GUESSES):
+        with pytest.raises(Unauthenticated) as raised:
+            made.authenticate(bearer(ISSUER.token(exp=1)))
+        assert raised.value.error_code == "expired_token"
+    for _ in range(GUESSES):
+        with pytest.raises(Unauthenticated) as raised:
+            made.authenticate(bearer(ISSUER.token(aud="other")))
+        assert raised.value.error_code == "invalid_token"
+    with pytest.raises(RateLimited):
+        made.authenticate(bearer(ISSUER.token(aud="other")))
+    made.authenticate(bearer(ISSUER.token()))
+
+
+def test_a_token_of_a_team_that_is_not_declared_is_forbidden_and_no_guess() -> None:
+    made, _ = authenticator(trusting())
+    for _ in range(2 * GUESSES):
+        with pytest.raises(Forbidden) as raised:
+            made.authenticate(bearer(ISSUER.token(team="t")))
+        assert raised.value.error_code == "unknown_team"
+
+
+def test_who_starts_with_issuers_is_ready_for_tokens() -> None:
+    """What must be imported for them takes longer than a stream may wait."""
+    assert authenticator(trusting())[0]._tokens is not None
+    assert authenticator(snapshot("gh-1"))[0]._tokens is None
+
+
 # --- very many keys ----------------------------------------------------------------------------------------------------
 
 
@@ -339,14 +523,14 @@ def test_many_keys_are_looked_up_one_by_one_and_wrong_ones_leave_nothing() -> No
             for n in range(100_000)
         }
     )
-    known = Snapshot(decode_snapshot(msgspec.msgpack.encode(file)))
+    known = Snapshot(decode_snapshot(encode_snapshot(file)))
     made, _ = authenticator(known)
-    assert len(known._principals) == 0
+    assert len(known._found) == 0
     for n in (0, 5, 99_999, 5):
         sent = exchange(b"Bearer gh-%d" % n)
         made.authenticate(sent)
         assert sent.record.key_id == f"key_{n}"
-    assert len(known._principals) == 3
+    assert len(known._found) == len(known._principals) == 3
     digests = (secrets.token_bytes(32) for _ in range(100_000))
     assert all(known.principal(digest) is None for digest in digests)
-    assert len(known._principals) == 3
+    assert len(known._found) == len(known._principals) == 3

@@ -1,29 +1,24 @@
-"""The catalogue as workers see it: written whole, read whole, never half."""
+"""What is looked up in a snapshot: keys, levels, models."""
 
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
+from collections.abc import Mapping
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from proxy.snapshot import (
+    NEVER_NS,
+    UNLIMITED,
     Allowance,
-    Backend,
+    KeyTable,
     Model,
     Principal,
     Snapshot,
-    SnapshotError,
-    SnapshotFeed,
     SnapshotFile,
-    read_snapshot,
-    write_snapshot,
+    encode_principal,
 )
-from proxy.snapshot.model import SNAPSHOT_VERSION, decode_snapshot, encode_principal
 
 
 def file(revision: int = 1) -> SnapshotFile:
@@ -33,16 +28,7 @@ def file(revision: int = 1) -> SnapshotFile:
         currency="EUR",
         keys={b"h" * 32: encode_principal(Principal("key_1", "Ärger"))},
         models={"m": Model("m", ("b",), 1, 2, 3, b'{"id":"m"}'), "n": Model("n", (), card=b'{"id":"n"}')},
-        backends={"b": Backend("b", "gpu", 8000, "openai", "/x", "KEY")},
     )
-
-
-def test_what_was_written_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "snapshot"
-    write_snapshot(path, file())
-    assert read_snapshot(path) == file()
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert list(tmp_path.iterdir()) == [path], "no scratch file is left"
 
 
 def test_a_snapshot_is_ready_for_look_ups() -> None:
@@ -117,71 +103,79 @@ def test_what_is_known_of_a_key_may_be_of_a_release_that_knew_no_limits() -> Non
     assert Snapshot(SnapshotFile(keys={b"h" * 32: earlier})).principal(b"h" * 32) == Principal("key_1", "alice")
 
 
-@pytest.mark.parametrize("version", [SNAPSHOT_VERSION, SNAPSHOT_VERSION - 1])
-def test_this_version_and_the_one_before_are_read(version: int) -> None:
-    assert decode_snapshot(msgspec.msgpack.encode(msgspec.structs.replace(file(), version=version))).revision == 1
+def test_the_secrets_of_a_key_lead_to_one_principal_and_end_by_themselves() -> None:
+    alice, bob = Principal("key_1", "alice", allowance=Allowance(models=("m",))), Principal("key_2", "bob")
+    secrets = [(b"a" * 32, 7, alice), (b"b" * 32, 0, alice), (b"c" * 32, 0, bob)]
+    snapshot = Snapshot(SnapshotFile(keys=KeyTable.build((digest, end, encode_principal(who)) for digest, end, who in secrets)))
+    former, newer = snapshot.find(b"a" * 32), snapshot.find(b"b" * 32)
+    assert former == (alice, 7)
+    assert newer == (alice, NEVER_NS)
+    assert former is not None
+    assert newer is not None
+    assert former[0] is newer[0]
+    assert snapshot.find(b"a" * 32) is former
+    assert snapshot.principal(b"c" * 32) == bob
 
 
-@pytest.mark.parametrize("version", [SNAPSHOT_VERSION + 1, SNAPSHOT_VERSION - 2, 99])
-def test_other_versions_are_refused(version: int) -> None:
-    with pytest.raises(SnapshotError, match=f"snapshot version {version}"):
-        decode_snapshot(msgspec.msgpack.encode(msgspec.structs.replace(file(), version=version)))
+def test_a_snapshot_that_was_replaced_knows_nobody() -> None:
+    snapshot = Snapshot(file())
+    assert snapshot.principal(b"h" * 32) is not None
+    snapshot.retire()
+    assert snapshot.principal(b"h" * 32) is None
+    assert snapshot.models
 
 
-def test_fields_of_a_later_release_are_passed_over() -> None:
-    later = [*msgspec.msgpack.decode(msgspec.msgpack.encode(file())), "more", {"and": "more"}]
-    assert decode_snapshot(msgspec.msgpack.encode(later)) == file()
+# --- levels ------------------------------------------------------------------------------------------------------------
+
+WHO = Principal("key_1", "alice's", "research", Allowance(requests_per_minute=1), "alice", "atlas")
+LEVELS = ("key", "user", "project", "team", "everyone")
 
 
-@settings(deadline=None)
-@given(st.binary(max_size=100))
-def test_anything_else_is_refused(data: bytes) -> None:
-    try:
-        decode_snapshot(data)
-    except SnapshotError:
-        return
-    assert msgspec.msgpack.decode(data) is not None
+def with_levels(allowances: Mapping[str, Allowance]) -> tuple[Snapshot, Principal]:
+    """A snapshot in which the levels of `WHO` have these allowances, and others' another."""
+    other = Allowance(expires_unix_ns=1, blocked=True, models=())
+    said = {level: allowances.get(level, UNLIMITED) for level in LEVELS}
+    file = SnapshotFile(
+        everyone=said["everyone"],
+        models={"m": Model("m"), "n": Model("n")},
+        users={"alice": said["user"], "other": other},
+        projects={"atlas": said["project"], "other": other},
+        teams={"research": said["team"], "other": other},
+    )
+    return Snapshot(file), msgspec.structs.replace(WHO, allowance=said["key"])
 
 
-# --- the feed ----------------------------------------------------------------------------------------------------------
+def test_all_levels_of_a_caller_from_the_narrowest_on() -> None:
+    snapshot, who = with_levels({level: Allowance(at) for at, level in enumerate(LEVELS, 1)})
+    assert snapshot.levels(who) == [
+        ("key", "alice's", Allowance(1)),
+        ("user", "alice", Allowance(2)),
+        ("project", "atlas", Allowance(3)),
+        ("team", "research", Allowance(4)),
+        ("everyone", "", Allowance(5)),
+    ]
+    assert snapshot.levels(Principal("key_2", "bob")) == [("key", "bob", UNLIMITED), ("everyone", "", Allowance(5))]
+    unknown = Principal("key_3", "eve", "nobody", UNLIMITED, "nobody", "nobody")
+    assert [allowance for _, _, allowance in snapshot.levels(unknown)] == [UNLIMITED] * 4 + [Allowance(5)]
 
 
-def test_a_feed_without_a_file_has_nothing(tmp_path: Path) -> None:
-    feed = SnapshotFeed(tmp_path / "snapshot")
-    assert (feed.poll(), feed.current) == (False, None)
+def test_two_callers_of_one_name_are_told_apart() -> None:
+    """Two tokens of one person have the same id, so that they share their limits; what they may use can differ."""
+    snapshot, _ = with_levels({})
+    one, other = (Principal("jwt:1", "alice", allowance=Allowance(models=(name,))) for name in ("m", "n"))
+    assert [list(snapshot.allowed_models(who)) for who in (one, other, one)] == [["m"], ["n"], ["m"]]
 
 
-def test_a_feed_follows_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "snapshot"
-    feed = SnapshotFeed(path)
-    for revision in (1, 2, 3):
-        write_snapshot(path, file(revision))
-        assert feed.poll()
-        assert feed.current is not None
-        assert feed.current.revision == revision
-        current = feed.current
-        assert not feed.poll()
-        assert feed.current is current
+@pytest.mark.parametrize("level", LEVELS)
+def test_each_level_ends_and_blocks(level: str) -> None:
+    snapshot, who = with_levels({level: Allowance(expires_unix_ns=5)})
+    assert (snapshot.expires_unix_ns(who), snapshot.blocked(who)) == (5, False)
+    snapshot, who = with_levels({level: Allowance(blocked=True)})
+    assert (snapshot.expires_unix_ns(who), snapshot.blocked(who)) == (NEVER_NS, True)
+    snapshot, who = with_levels({level: Allowance(models=("n*",))})
+    assert list(snapshot.allowed_models(who)) == ["n"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x90"])
-def test_the_last_good_snapshot_stays(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "snapshot"
-    write_snapshot(path, file())
-    feed = SnapshotFeed(path)
-    assert feed.poll()
-    path.write_bytes(damage)
-    os.utime(path, ns=(1, 1))
-    if damage == b"\x90":  # an empty list is a snapshot with nothing in it
-        assert feed.poll()
-        return
-    assert not feed.poll()
-    assert feed.current is not None
-    assert feed.current.revision == 1
-    assert "the last good one stays" in caplog.text
-    path.unlink()
-    assert not feed.poll()
-    assert feed.current.revision == 1
-    write_snapshot(path, file(2))
-    assert feed.poll()
-    assert feed.current.revision == 2
+def test_the_first_end_counts() -> None:
+    snapshot, who = with_levels({level: Allowance(expires_unix_ns=9 - at) for at, level in enumerate(LEVELS)})
+    assert snapshot.expires_unix_ns(who) == 5
