@@ -14,6 +14,7 @@ import random
 import time
 from binascii import hexlify
 from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +26,7 @@ from proxy.errors import Outcome, ProxyError
 if TYPE_CHECKING:
     from proxy.flow import Flow
     from proxy.snapshot import Model, Principal, Snapshot
+    from proxy.wire.body import Change
     from proxy.wire.operation import Operation
 
 RECORD_VERSION = 1
@@ -194,6 +196,46 @@ class Record(msgspec.Struct, array_like=True):
         return max(0, before) + max(0, after)
 
 
+class Timed(Protocol):
+    """Whatever has a record's times: a Record, or its row of the ledger."""
+
+    read_ns: int
+    authenticated_ns: int
+    admitted_ns: int
+    sent_ns: int
+    first_byte_ns: int
+    first_token_ns: int
+    upstream_ended_ns: int
+    ended_ns: int
+
+
+def named_times(of: Timed, attempts: Sequence[Attempt]) -> Iterator[tuple[str, int, int]]:
+    """Where the time went, in the order in which it went, without gaps: (name, from, to), ns after it was received.
+
+    read: the request's bytes; route: choosing a backend; retries: tries before the last; prefill: until the first token (of an
+    answer in one piece: engine); decode: until the engine's last byte (receive); release: until ours.
+    """
+    first, last = (attempts[0], attempts[-1]) if attempts else (None, None)
+    streamed = bool(of.first_token_ns)
+    marks = (
+        ("read", of.read_ns),
+        ("authenticate", of.authenticated_ns),
+        ("admit", of.admitted_ns),
+        ("route", first.started_ns if first else 0),
+        ("retries", last.started_ns if last is not first and last else 0),
+        ("connect", last.connected_ns if last else 0),
+        ("send", of.sent_ns),
+        ("prefill" if streamed else "engine", of.first_token_ns or of.first_byte_ns),
+        ("decode" if streamed else "receive", of.upstream_ended_ns),
+        ("release", of.ended_ns),
+    )
+    at = 0
+    for name, mark in marks:
+        if mark and mark >= at:
+            yield name, at, mark
+            at = mark
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Record)
 
@@ -289,6 +331,8 @@ class Exchange:
     operation: Operation | None = None
     principal: Principal | None = None
     model: Model | None = None
+    changes: tuple[Change, ...] = ()
+    """What is different in the body for its model."""
     call: Call | None = None
     """The try that is under way."""
     permit: Permit | None = None

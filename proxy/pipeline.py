@@ -24,8 +24,10 @@ from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.snapshot import Model, Principal, Snapshot, SnapshotFeed
 from proxy.wire import models
+from proxy.wire.adapt import adapt
 from proxy.wire.bounds import check_bounds
-from proxy.wire.operation import EngineOperation, Operation
+from proxy.wire.media import Media
+from proxy.wire.operation import EngineOperation, Operation, RelayedOperation
 from proxy.wire.operations import find_operation
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Pipeline:
         """False while there is too much captured content about; without a content journal nothing is captured anyway."""
         self._refuse_unrecorded = settings.journal.on_full == "refuse"
         self.authenticator = Authenticator(feed)
+        self._media = Media(settings.media.hosts)
         self.admission = Admission(journal.incarnation)
         self.router = Router()
         self.relay = Relay(self.router, settings, self._open)
@@ -69,11 +72,20 @@ class Pipeline:
                 request = operation.read(exchange.body, exchange.record, content_type)
                 snapshot, model = self._route(request.model, principal)
                 check_bounds(request, model.bounds)
+                if operation.lists:
+                    self._media.check(exchange.body, operation.lists)
                 exchange.model = model
+                if request.model != model.name or model.defaults:
+                    exchange.changes = adapt(
+                        operation, exchange.body, content_type, request, exchange.record, model.name, model.defaults
+                    )
                 permit = self.admission.admit(exchange, principal, operation, model, snapshot, reply)  # held to the last byte
                 if permit is not None and permit.waits:
                     await permit.decided()
                 await self.relay.relay(operation, exchange, request, model, snapshot, reply)
+            elif isinstance(operation, RelayedOperation):
+                self.admission.in_flight.add(exchange)  # nothing limits it: who has used up a budget wants to know
+                await self.relay.ask_control(operation, exchange, reply)
             else:
                 self._answer(exchange, principal, operation, reply)
         except ProxyError as error:
@@ -108,11 +120,13 @@ class Pipeline:
         """What the snapshot alone can answer: the models."""
         snapshot = self._snapshot()
         if operation is models.RETRIEVE:
-            name = models.model_name(exchange.target)
-            exchange.record.model = name[:256]
+            record, name = exchange.record, models.model_name(exchange.target)
+            record.model = name[:256]
             model = snapshot.allowed_models(principal).get(name)
             if model is None:
                 raise models.unknown_model(name)
+            if model.name != name:
+                record.model, record.requested_model = model.name[:256], record.model
             reply.whole(200, model.card)
         else:
             reply.whole(200, snapshot.models_json(principal))
@@ -236,4 +250,6 @@ def _check_media(operation: EngineOperation[Any], content_type: bytes) -> None:
 
 
 def _only_model(models: dict[str, Model]) -> Model | None:
-    return next(iter(models.values())) if len(models) == 1 else None
+    """By however many names it goes."""
+    first = next(iter(models.values()), None)
+    return first if first is not None and all(each.name == first.name for each in models.values()) else None

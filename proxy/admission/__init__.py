@@ -1,7 +1,8 @@
-"""3 admit: the right to run. What a key may do at all, and whether it, its team and everyone still have room for this request.
+"""3 admit: the right to run. What a key may do at all, and whether it, its user, project and team, and
+everyone still have room for this request.
 
 admission.py  the step: who has which limits, and a Permit for each request
-standing.py   how a key, a team, everyone stands against its limits: buckets, budgets, counts; pure
+standing.py   how one of them stands against its limits: buckets, budgets, counts; pure
 estimate.py   what a request will take, guessed
 permit.py     what one request holds, until its last byte
 refusals.py   what callers are told

@@ -32,9 +32,10 @@ def output_tokens(record: Record, model: Model, prompt: int) -> int:
     return most * record.choices
 
 
-def costs_of(prompt: int, answer: int, model: Model) -> Costs:
-    """Cached input may turn out cheaper; nobody knows yet. Nor what it takes of a GPU."""
-    return ((prompt * model.input_pico + answer * model.output_pico + 500) // 1000, prompt + answer, 0)
+def costs_of(prompt: int, answer: int, model: Model, unix_ns: int) -> Costs:
+    """At the price of that moment. Cached input may turn out cheaper; nobody knows yet. Nor what it takes of a GPU."""
+    valid = model.price_at(unix_ns) if model.later_prices else model
+    return ((prompt * valid.input_pico + answer * valid.output_pico + 500) // 1000, prompt + answer, 0)
 
 
 def _without_files(body: bytes) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The right to run: what a request holds of its key's, its team's and everyone's limits, from admission to its last byte."""
+"""The right to run: what a request holds of all limits that count for it, from admission to its last byte."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from proxy.spend.reader import Spend
     from proxy.spend.tally import Amounts as SpentAmounts
+    from proxy.spend.tally import Holder
 
 log = logging.getLogger(__name__)
 
@@ -640,15 +641,15 @@ class _Truth:
 
 
 def _by_subject(
-    totals: Mapping[str, Mapping[tuple[str, str], SpentAmounts]] | None,
+    totals: Mapping[str, Mapping[Holder, SpentAmounts]] | None,
 ) -> dict[str, dict[str, list[int]]] | None:
     """Subject → incarnation → amounts by unit."""
     if totals is None:
         return None
     sums: dict[str, dict[str, list[int]]] = {}
     for worker, rows in totals.items():
-        for (key_id, team), amounts in rows.items():
-            for subject in subjects_of(key_id, team):
+        for holder, amounts in rows.items():
+            for subject in subjects_of(holder):
                 sum_ = sums.setdefault(subject, {}).setdefault(worker, [0, 0, 0])
                 sum_[0] += amounts.cost_nano
                 sum_[1] += amounts.tokens

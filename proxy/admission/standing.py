@@ -1,4 +1,5 @@
-"""How a key, a team or everyone stands against its limits, as far as this worker knows. Pure: time is passed in, nothing waits.
+"""How a key, a user, a project, a team or everyone stands against its limits, as far as this worker knows. Pure: time is passed
+in, nothing waits.
 
 Rates are token buckets that hold a minute's worth and fill evenly, kept as GCRA does: one number, the time at which the bucket
 will be full again. Budgets are kept by window (a day, a month): what this worker incarnation spent and has set aside in it, and
@@ -155,7 +156,7 @@ class Refusal:
 
 
 class Standing:
-    """One key, one team or everyone. `subject`: its name in Redis; `label`: its name for people."""
+    """One key, user, project, team, or everyone. `subject`: its name in Redis; `label`: its name for people."""
 
     __slots__ = ("accounts", "allowance", "buckets", "concurrent", "elsewhere", "label", "level", "limit", "subject")
 

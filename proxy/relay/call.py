@@ -4,7 +4,7 @@ the answer is complete, and interrupts it when the answer fails."""
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,7 +20,7 @@ from proxy.errors import (
 from proxy.exchange import Attempt, Exchange, Record
 from proxy.relay.head import shape_of, without_hop_by_hop, without_length
 from proxy.wire.observer import Observer
-from proxy.wire.operation import EngineOperation, observe_end_of_answer
+from proxy.wire.operation import RelayedOperation, observe_end_of_answer
 from proxy.wire.sse import OversizedEvent
 from proxy.wire.stream import Terms
 from proxy.wire.usage import ABORTED
@@ -77,7 +77,7 @@ class Call:
         self,
         exchange: Exchange,
         reply: Reply,
-        operation: EngineOperation[Any],
+        operation: RelayedOperation,
         terms: Terms,
         pool: Pool,
         settings: Settings,
@@ -300,7 +300,7 @@ class Call:
         """The timeout that has passed, if one has. A client that reads slowly stops the clock."""
         if not self.last_ns:
             return None  # still connecting, which has its own timeout
-        timeouts = self._settings.timeouts
+        timeouts = self._pool.timeouts
         reply = self._reply
         if reply.paused:
             self.last_ns = now_ns

@@ -28,13 +28,13 @@ class Pool:
 
     def __init__(self, backend: Backend, timeouts: TimeoutSettings) -> None:
         self.backend = backend
+        self.timeouts = timeouts
         self.fingerprint = b""
         """The engine's `system_fingerprint` as it last wrote it (wire/stream.py)."""
         self.closed = False
         """Nobody takes a connection from here any more: none is kept."""
         self.draining: set[UpstreamConnection] = set()
         self._idle: deque[UpstreamConnection] = deque()
-        self._connect_timeout_s = timeouts.connect
         self._idle_ns = int(timeouts.upstream_idle * 1e9)
         self._heads: dict[bytes, bytes] = {}
 
@@ -55,14 +55,15 @@ class Pool:
         """A new connection. Raises UpstreamUnreachable."""
         backend = self.backend
         loop = asyncio.get_running_loop()
+        timeout_s = self.timeouts.connect
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 context = await self._context() if backend.tls else None
                 _, connection = await loop.create_connection(
                     lambda: UpstreamConnection(self), backend.host, backend.port, ssl=context
                 )
         except TimeoutError:
-            raise UpstreamUnreachable(f"No connection to the model's engine within {self._connect_timeout_s:g} s.") from None
+            raise UpstreamUnreachable(f"No connection to the model's engine within {timeout_s:g} s.") from None
         except ssl.SSLCertVerificationError as error:
             raise UpstreamUnreachable(f"The certificate of the model's engine isn't accepted: {said(error)}.") from None
         except ssl.SSLError as error:
@@ -116,16 +117,22 @@ class Pool:
         its own request id and two equal ones mix up answers. A large body isn't copied."""
         record = exchange.record
         before, body = upstream.before, upstream.body
+        length = len(before) + len(body)
+        pieces: tuple[bytes | memoryview, ...] = ()
+        if upstream.changes:
+            before, pieces = b"", upstream.pieces
+            length = sum(map(len, pieces))
+        elif len(body) > LARGE_BODY_BYTES:
+            pieces = (body,)
         head = self._heads.get(operation.path)
         if head is None:
             head = self._heads[operation.path] = self._head(operation)
-        large = len(body) > LARGE_BODY_BYTES
-        head_and_body = (
+        payload = (
             b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b-%d\r\ntraceparent: 00-%b-%016x-%02x\r\n%b\r\n%b%b"
             % (
                 head,
                 upstream.content_type,
-                len(before) + len(body),
+                length,
                 exchange.hex_id,
                 attempt,
                 exchange.trace,
@@ -133,10 +140,10 @@ class Pool:
                 record.trace_flags,
                 exchange.tracestate,
                 before,
-                b"" if large else bytes(body),
+                b"" if pieces else bytes(body),
             )
         )
-        return (head_and_body, body) if large else head_and_body
+        return (payload, *pieces) if pieces else payload
 
     def _head(self, operation: Operation) -> bytes:
         backend = self.backend

@@ -7,17 +7,19 @@ from collections.abc import Callable, Collection
 from time import monotonic_ns
 from typing import Any
 
-from proxy.errors import NotReady, ProxyError, UpstreamDisconnected, UpstreamUnreachable
+from proxy.errors import MethodNotAllowed, NotReady, ProxyError, UpstreamDisconnected, UpstreamFault, UpstreamUnreachable
 from proxy.exchange import Attempt, Exchange
 from proxy.relay.call import Call
 from proxy.relay.connection import UpstreamConnection
+from proxy.relay.control import MOST, ControlPool
 from proxy.relay.pool import Pool
 from proxy.reply import Reply
 from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.snapshot import Backend, Model, Snapshot
 from proxy.wire.body import Request
-from proxy.wire.operation import EngineOperation
+from proxy.wire.operation import EngineOperation, RelayedOperation
+from proxy.wire.report import check_query
 
 
 class Relay:
@@ -28,6 +30,7 @@ class Relay:
         self._settings = settings
         self._opening = opening
         self._pools: dict[str, Pool] = {}
+        self._control = ControlPool(settings)
 
     async def relay(
         self,
@@ -66,11 +69,27 @@ class Relay:
                 in_flight[name] -= 1
         raise failed or NotReady(f"No backend serves the model `{model.name}` right now.", code="no_backend")
 
+    async def ask_control(self, operation: RelayedOperation, exchange: Exchange, reply: Reply) -> None:
+        """Have control answer. Raises NotReady if it doesn't, whatever the reason; InvalidRequest."""
+        control = self._control
+        check_query(exchange.target)
+        if reply.bodiless:  # what is too large to be held would go out
+            raise MethodNotAllowed("HEAD isn't allowed here; allowed: GET.", allow=b"GET")
+        if control.asking >= MOST:
+            raise NotReady("Too many ask for what they used right now; try again in a moment.", code="usage_unavailable")
+        control.asking += 1
+        try:
+            await self._attempt(control, None, operation, exchange, Request(), reply)
+        except UpstreamFault:
+            raise NotReady("What was used can't be told right now; try again in a moment.", code="usage_unavailable") from None
+        finally:
+            control.asking -= 1
+
     async def _attempt(
         self,
         pool: Pool,
         connection: UpstreamConnection | None,
-        operation: EngineOperation[Any],
+        operation: RelayedOperation,
         exchange: Exchange,
         request: Request,
         reply: Reply,
@@ -83,6 +102,8 @@ class Relay:
         if len(attempts) == 1:
             self._opening(exchange)
         upstream = operation.prepare(exchange.body, request, backend.kind)
+        if exchange.changes:
+            upstream = upstream.changed(exchange.changes)
         call = exchange.call = Call(exchange, reply, operation, upstream.terms, pool, self._settings, attempt)
         try:
             if connection is None:

@@ -7,7 +7,7 @@ reader.py    the file and what the journal has since: the truth that a worker st
 """
 
 from proxy.spend.reader import Spend, SpendReader
-from proxy.spend.tally import Amounts
+from proxy.spend.tally import Amounts, Holder
 from proxy.spend.windows import Period, window
 
-__all__ = ["Amounts", "Period", "Spend", "SpendReader", "window"]
+__all__ = ["Amounts", "Holder", "Period", "Spend", "SpendReader", "window"]

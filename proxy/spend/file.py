@@ -22,7 +22,7 @@ class SpendError(Exception):
 
 
 class Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One worker incarnation's total for one key and team."""
+    """One worker incarnation's total for one key, and the team, user and project that it had."""
 
     worker: str
     key_id: str
@@ -30,6 +30,8 @@ class Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
     cost_nano: int
     tokens: int
     gpu_ns: int
+    user: str = ""
+    project: str = ""
 
 
 class WindowRows(msgspec.Struct, array_like=True):

@@ -17,7 +17,7 @@ from pathlib import Path
 from proxy.exchange import Record
 from proxy.journal import Checkpoint, Tail
 from proxy.spend.file import Row, SpendError, SpendFile, decode_spend
-from proxy.spend.tally import Amounts, Rows, Tally, add
+from proxy.spend.tally import Amounts, Holder, Rows, Tally, add
 from proxy.spend.windows import Period, window
 
 log = logging.getLogger(__name__)
@@ -40,20 +40,23 @@ class Spend:
         self.open = list(open_requests)
         """Requests of living workers that haven't ended, as they were last recorded."""
 
-    def totals(self, period: Period, window_start_ns: int) -> dict[str, dict[tuple[str, str], Amounts]] | None:
-        """What was spent in a window → worker → (key id, team) → amounts. None: it isn't known."""
+    def totals(self, period: Period, window_start_ns: int) -> dict[str, dict[Holder, Amounts]] | None:
+        """What was spent in a window → worker → whose → amounts. None: it isn't known."""
         rows = None if self._stored is None else self._stored.rows(period, window_start_ns)
         if rows is None:
             return None
         start, end = window(period, window_start_ns)
-        totals: Rows = {(row.worker, row.key_id, row.team): Amounts(row.cost_nano, row.tokens, row.gpu_ns) for row in rows}
+        totals: Rows = {}
+        for row in rows:
+            who = (row.worker, row.key_id, row.team, row.user, row.project)
+            totals[who] = Amounts(row.cost_nano, row.tokens, row.gpu_ns)
         for quarter, more in self._since.items():
             if start <= quarter < end:
                 for who, amounts in more.items():
                     add(totals, who, amounts)
-        by_worker: dict[str, dict[tuple[str, str], Amounts]] = {}
-        for (worker, key_id, team), amounts in totals.items():
-            by_worker.setdefault(worker, {})[key_id, team] = amounts
+        by_worker: dict[str, dict[Holder, Amounts]] = {}
+        for (worker, *holder), amounts in totals.items():
+            by_worker.setdefault(worker, {})[Holder(*holder)] = amounts
         return by_worker
 
 
@@ -98,6 +101,14 @@ class SpendReader:
                 if all(self._tail.path(name).exists() for name in present):
                     return Spend(self._stored, self._since.quarters(), list(self._position.requests()))
             self._read = None
+
+    def since_look(self) -> list[Record] | None:
+        """The requests that have ended since the last look; None if that can't be told just now. For who looked a moment ago: it
+        takes as long as there is something to read."""
+        known = [name for name in self._position.positions if name not in self._position.done]
+        batch = self._tail.poll(self._position)
+        present = {str(name) for name in self._tail.segments()}
+        return None if batch.more or not present.issuperset(known) else batch.records
 
     def _begin(self) -> None:
         stamp = self._stamp()

@@ -7,6 +7,7 @@ A request counts in the window in which it was received.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,8 +16,21 @@ from proxy.exchange import Record
 QUARTER_NS = 900 * 1_000_000_000
 _MOST = 2**63 - 1
 
-Who = tuple[str, str, str]
-"""Worker (an incarnation of the journal), key id, team."""
+Who = tuple[str, str, str, str, str]
+"""Worker (an incarnation of the journal), and whose spending it is: as a Holder."""
+
+
+class Holder(NamedTuple):
+    """Key, and the team, user and project that it had then: as the record says, "" for none."""
+
+    key_id: str
+    team: str = ""
+    user: str = ""
+    project: str = ""
+
+
+def holder_of(record: Record) -> Holder:
+    return Holder(record.key_id, record.team, record.user_name, record.project)
 
 
 class Amounts(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -62,7 +76,8 @@ class Tally:
             if cost or tokens or gpu_ns:
                 received = record.received_unix_ns
                 rows = quarters.setdefault(received - received % QUARTER_NS, {})
-                sums = rows.setdefault((record.worker, record.key_id, record.team), [0, 0, 0])
+                who = (record.worker, record.key_id, record.team, record.user_name, record.project)
+                sums = rows.setdefault(who, [0, 0, 0])
                 sums[0] += cost
                 sums[1] += tokens
                 sums[2] += gpu_ns

@@ -116,6 +116,7 @@ OPERATIONS = tuple(
         estimate=_estimate,
         generates=True,
         media=FORM,
+        lists=0,
         text=True,
     )
     for name in ("transcriptions", "translations")

@@ -10,6 +10,7 @@ text that isn't UTF-8, and a number too long to be one.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args
 
 import msgspec
@@ -116,18 +117,73 @@ def with_stream_options(body: bytes, options: bytes) -> tuple[bytes, memoryview]
     return b'%b"stream_options":%b,' % (body[:start], options), memoryview(body)[start:]
 
 
-def with_more_stream_options(body: bytes, options: bytes, said: StreamOptions | None) -> bytes | None:
-    """A body that has `stream_options`, with the JSON `options` among them. None if they couldn't be read as `said`: they are the
+def more_stream_options(body: bytes, options: bytes, said: StreamOptions | None) -> Change | None:
+    """Of a body that has `stream_options`: the JSON `options` among them. None if they couldn't be read as `said`: they are the
     engine's to judge."""
     fields = read_object(body)
-    former = fields["stream_options"]
-    if bytes(former) == b"null":
-        fields["stream_options"] = Raw(options)
-    elif said is None:
-        return None
-    else:
-        fields["stream_options"] = Raw(write_object({**read_object(bytes(former)), **read_object(options)}))
-    return write_object(fields)
+    former = bytes(fields["stream_options"])
+    if former != b"null":
+        if said is None:
+            return None
+        options = write_object({**read_object(former), **read_object(options)})
+    return _values(fields, body)["stream_options"].becomes(options)
+
+
+# -- what is changed in a body, where it lies --
+
+
+class Change(NamedTuple):
+    """In a body, `new` instead of what begins `start` bytes before its end and ends `end` bytes before it: so it can also be told
+    of a body that has lost its beginning."""
+
+    start: int
+    end: int
+    new: bytes
+
+    def becomes(self, new: bytes) -> Change:
+        return self._replace(new=new)
+
+
+def place(body: bytes, start: int, end: int) -> Change:
+    """What lies there, which is to be taken out."""
+    return Change(len(body) - start, len(body) - end, b"")
+
+
+def apply(changes: Iterable[Change], body: bytes | memoryview) -> list[bytes | memoryview]:
+    """The changed body, in pieces: nothing of it is copied. No two changes overlap."""
+    view, at = memoryview(body), 0
+    pieces: list[bytes | memoryview] = []
+    for change in sorted(changes, key=lambda change: -change.start):
+        pieces += (view[at : len(view) - change.start], change.new)
+        at = len(view) - change.end
+    return [*pieces, view[at:]]
+
+
+def new_values(body: bytes, fields: dict[str, Raw], values: Mapping[str, bytes]) -> list[Change]:
+    """So that the object has these members (name → JSON): what is there already gets the value, the others come first. `fields`
+    are what was read of `body`."""
+    places = _values(fields, body) if values else {}
+    changes = [places[name].becomes(value) for name, value in values.items() if name in fields]
+    more = b",".join([b"%b:%b" % (msgspec.json.encode(name), value) for name, value in values.items() if name not in fields])
+    if more:
+        start = body.index(b"{") + 1
+        changes.append(place(body, start, start).becomes(more + b"," if fields else more))
+    return changes
+
+
+def _values(fields: dict[str, Raw], body: bytes) -> dict[str, Change]:
+    """Where the values of an object's members lie. `fields` are what was read of `body`, and each stands there once."""
+    return {name: place(body, start, start + len(fields[name])) for name, start in _members(fields, body)}
+
+
+def _members(fields: dict[str, Raw], body: bytes) -> Iterator[tuple[str, int]]:
+    """Walk over the members of an object, as far as each is as long as what was read: its name, and where its value begins."""
+    at = body.index(b"{") + 1
+    while (key := _STRING.match(body, _past_space(body, at))) is not None:
+        name = _name.decode(key[0])
+        start = _past_space(body, _past_space(body, key.end()) + 1)
+        yield name, start
+        at = _past_space(body, start + len(fields[name])) + 1
 
 
 def _decode(name: str, value: bytes, expected: object) -> Any:
@@ -211,18 +267,14 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 def _named_twice(fields: dict[str, Raw], body: bytes) -> str | None:
-    """Walk over the members of a well-formed object: each must be the one that was read."""
+    """Each member of a well-formed object must be the one that was read."""
     seen: set[str] = set()
-    at = body.index(b"{") + 1
-    while (key := _STRING.match(body, _past_space(body, at))) is not None:
-        name = _name.decode(key[0])
+    for name, start in _members(fields, body):
         value = bytes(fields[name])
-        at = _past_space(body, _past_space(body, key.end()) + 1)
-        end = _past_space(body, at + len(value))
-        if name in seen or not body.startswith(value, at) or body[end : end + 1] not in (b",", b"}"):
+        end = _past_space(body, start + len(value))
+        if name in seen or not body.startswith(value, start) or body[end : end + 1] not in (b",", b"}"):
             return name
         seen.add(name)
-        at = end + 1
     return None
 
 

@@ -44,8 +44,8 @@ class _Bounded(NamedTuple):
     """What `values` gives for a request that has none of them."""
 
 
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-"""Apart from the others: most requests have one of these and nothing else that has a bound."""
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+"""How long an answer may become. Apart from the others: most requests have one of these and nothing else that has a bound."""
 _kinds: dict[type[Request], tuple[_Bounded, _Bounded]] = {}
 
 
@@ -62,8 +62,8 @@ def _learn(kind: type[Request]) -> tuple[_Bounded, _Bounded]:
     fields = {field.name: field.default for field in msgspec.structs.fields(kind)}
     known = [name for name in dict.fromkeys((*NUMBERS, *LISTS, *SCHEMAS)) if name in fields]
     learnt = (
-        _bounded(fields, tuple(name for name in known if name in _LIMITS)),
-        _bounded(fields, tuple(name for name in known if name not in _LIMITS)),
+        _bounded(fields, tuple(name for name in known if name in LIMITS)),
+        _bounded(fields, tuple(name for name in known if name not in LIMITS)),
     )
     _kinds[kind] = learnt
     return learnt

@@ -19,6 +19,7 @@ OPERATION = EngineOperation(
     method=b"POST",
     path=b"/v1/chat/completions",
     read=_read,
+    facts=write_facts,
     prepare=prepare_generation,
     observe=observe_answer,
     estimate=estimate_output,

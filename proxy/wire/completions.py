@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from proxy.exchange import Record
 from proxy.wire.body import Integer, Reader
-from proxy.wire.generation import GenerationRequest, prepare_generation, write_facts
+from proxy.wire.generation import GenerationRequest, choices_of, prepare_generation, write_facts
 from proxy.wire.operation import EngineOperation, estimate_output, observe_answer
 
 
@@ -21,8 +21,12 @@ _list = msgspec.json.Decoder(list[Raw])
 
 
 def _read(body: bytes, record: Record, content_type: bytes = b"") -> CompletionRequest:
-    request = write_facts(_read_request(body), record)
-    record.choices *= _prompts(bytes(request.prompt))
+    return _write_facts(_read_request(body), record)
+
+
+def _write_facts(request: CompletionRequest, record: Record) -> CompletionRequest:
+    write_facts(request, record)
+    record.choices = choices_of(request) * _prompts(bytes(request.prompt))
     return request
 
 
@@ -41,6 +45,7 @@ OPERATION = EngineOperation(
     method=b"POST",
     path=b"/v1/completions",
     read=_read,
+    facts=_write_facts,
     prepare=prepare_generation,
     observe=observe_answer,
     estimate=estimate_output,

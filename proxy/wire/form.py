@@ -1,5 +1,5 @@
 """Reading a form (multipart/form-data, RFC 7578) where it lies: its fields are found, its files are stepped over, and nothing is
-copied but the fields' values.
+copied but what is asked for of its fields.
 
 Only what every reader reads alike is taken: no text before the first part or after the last, plain names, no part without one, no
 transfer encodings. An engine must not see another `model` than the proxy did, so a field that stands twice is refused, unless its
@@ -29,10 +29,17 @@ _ENCODED = re.compile(rb"\r\ncontent-transfer-encoding:", re.IGNORECASE)
 
 
 class Form(Struct):
-    """`fields`: what isn't a file, by name; of those that may stand several times the last. `boundary` as it separates parts."""
+    """`places`: where in the body (from, to) what isn't a file lies, by name; of those that may stand several times the last.
+    `boundary` as it separates parts."""
 
+    body: bytes
     boundary: bytes
-    fields: dict[str, bytes]
+    places: dict[str, tuple[int, int]] = {}
+
+    @property
+    def fields(self) -> dict[str, bytes]:
+        """What they say."""
+        return {name: bytes(self.body[start:end]) for name, (start, end) in self.places.items()}
 
 
 def boundary_of(content_type: bytes) -> bytes:
@@ -53,7 +60,7 @@ def read_form(body: bytes, content_type: bytes) -> Form:
     between = b"\r\n--" + boundary
     if not body.startswith(between[2:]):
         raise _malformed("it doesn't begin with its boundary")
-    form = Form(boundary, {})
+    form = Form(body, boundary)
     at = len(between) - 2
     for _ in range(MAX_PARTS + 1):
         if body.startswith(b"--", at):
@@ -66,12 +73,12 @@ def read_form(body: bytes, content_type: bytes) -> Form:
         end = body.find(between, start + 2 if start >= 0 else at)
         if start < 0 or end < start + 4:
             raise _malformed("a part has no end, or no line of its own before it")
-        _read_part(form, bytes(body[at:start]), body, start + 4, end)
+        _read_part(form, bytes(body[at:start]), start + 4, end)
         at = end + len(between)
     raise _malformed(f"it has more than {MAX_PARTS} parts")
 
 
-def _read_part(form: Form, head: bytes, body: bytes, start: int, end: int) -> None:
+def _read_part(form: Form, head: bytes, start: int, end: int) -> None:
     dispositions = _DISPOSITION.findall(head)
     if len(dispositions) != 1 or head.lower().count(b"content-disposition") != 1 or _ENCODED.search(head):
         raise _malformed("a part has no name that can be read in one way only")
@@ -79,11 +86,11 @@ def _read_part(form: Form, head: bytes, body: bytes, start: int, end: int) -> No
     if filename:
         return
     field = name.decode("utf-8", "replace")
-    if field in form.fields and not field.endswith("[]"):
+    if field in form.places and not field.endswith("[]"):
         raise InvalidRequest("The form has a field that stands twice.", param=field[:64])
     if end - start > MAX_FIELD:
         raise InvalidRequest(f"A field of the form has more than {MAX_FIELD} bytes.", param=field[:64])
-    form.fields[field] = bytes(body[start:end])
+    form.places[field] = (start, end)
 
 
 def _malformed(why: str) -> InvalidRequest:

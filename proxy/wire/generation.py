@@ -7,7 +7,7 @@ from typing import TypeVar
 from msgspec import Raw
 
 from proxy.exchange import Record
-from proxy.wire.body import Integer, Request, read_stream_options, with_more_stream_options, with_stream_options
+from proxy.wire.body import Integer, Request, more_stream_options, read_stream_options, with_stream_options
 from proxy.wire.operation import MAX_TEXT, Upstream
 from proxy.wire.stream import Terms
 
@@ -44,13 +44,18 @@ def write_facts(request: R, record: Record) -> R:
     if request.stream:
         record.stream = True
     if request.n is not None:
-        record.choices = min(max(1, request.n), 1_000_000)
+        record.choices = choices_of(request)
     record.max_tokens = request.max_completion_tokens or request.max_tokens
     record.temperature = request.temperature
     record.top_p = request.top_p
     if request.user:
         record.user = request.user[:MAX_TEXT]
     return request
+
+
+def choices_of(request: GenerationRequest) -> int:
+    """For each prompt."""
+    return 1 if request.n is None else min(max(1, request.n), 1_000_000)
 
 
 def prepare_generation(body: bytes, request: GenerationRequest, kind: str) -> Upstream:
@@ -73,5 +78,5 @@ def prepare_generation(body: bytes, request: GenerationRequest, kind: str) -> Up
     if not len(said):
         before, rest = with_stream_options(body, wanted)
         return Upstream(rest, terms, before=before)
-    rewritten = with_more_stream_options(body, wanted, options)
-    return Upstream(body, Terms(n=n)) if rewritten is None else Upstream(rewritten, terms)
+    more = more_stream_options(body, wanted, options)
+    return Upstream(body, Terms(n=n)) if more is None else Upstream(body, terms, changes=(more,))

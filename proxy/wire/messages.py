@@ -138,6 +138,11 @@ def _read(event: bytes) -> _Event:
 
 def _read_messages(body: bytes, record: Record, content_type: bytes = b"") -> MessagesRequest:
     request = _read_request(body)
+    _write_facts(request, record)
+    return request
+
+
+def _write_facts(request: MessagesRequest, record: Record) -> None:
     record.model = (request.model or "")[:MAX_TEXT]
     record.stream = bool(request.stream)
     record.max_tokens = request.max_tokens
@@ -145,7 +150,6 @@ def _read_messages(body: bytes, record: Record, content_type: bytes = b"") -> Me
     record.top_p = request.top_p
     if request.metadata is not None:
         record.user = (request.metadata.user_id or "")[:MAX_TEXT]
-    return request
 
 
 def _observe(body: bytes, record: Record) -> None:
@@ -164,6 +168,7 @@ OPERATION = EngineOperation(
     method=b"POST",
     path=b"/v1/messages",
     read=_read_messages,
+    facts=_write_facts,
     prepare=as_it_came,
     observe=_observe,
     watch=MessagesObserver,

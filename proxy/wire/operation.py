@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
 from proxy.errors import ProxyError, UpstreamMalformed
 from proxy.exchange import Record, UsageSource
-from proxy.wire.body import Reader, Request
+from proxy.wire.body import Change, Reader, Request, apply
 from proxy.wire.observer import Observer
 from proxy.wire.stream import StreamObserver, Terms
 from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_finish_reason, write_usage
@@ -29,17 +29,27 @@ _AS_IT_COMES = Terms()
 
 
 class Upstream(Struct, frozen=True, gc=False):
-    """What goes to an engine for a request, and what was agreed about its stream."""
+    """What goes to an engine for a request, and what was agreed about its stream. `body` is the caller's, or an end of it."""
 
     body: bytes | memoryview
     terms: Terms = _AS_IT_COMES
     content_type: bytes = JSON
     before: bytes = b""
     """What goes before the body: a large one isn't copied to add something to it."""
+    changes: tuple[Change, ...] = ()
+    """What is different in the body."""
+
+    def changed(self, changes: tuple[Change, ...]) -> Upstream:
+        """The same, with these changes too."""
+        return msgspec.structs.replace(self, changes=self.changes + changes)
+
+    @property
+    def pieces(self) -> tuple[bytes | memoryview, ...]:
+        return self.before, *apply(self.changes, self.body)
 
     @property
     def whole(self) -> bytes:
-        return b"".join((self.before, self.body))
+        return b"".join(self.pieces)
 
 
 class Watch(Protocol):
@@ -57,25 +67,40 @@ class Operation(Struct, frozen=True, kw_only=True):
     error: Callable[[ProxyError], bytes] = ProxyError.body
 
 
-class EngineOperation(Operation, Generic[R], frozen=True, kw_only=True):
-    """One endpoint that an engine answers.
+def _no_facts(request: Request, record: Record) -> None:
+    """Nothing but the model."""
 
-    `read` turns a body and its content type into a Request and writes its facts on the record (raises InvalidRequest). `prepare`
-    makes what goes upstream, for an engine of the given kind. `observe` reads a whole answer's facts onto the record (raises
-    UpstreamMalformed for what isn't JSON; `text`: an answer may be plain text instead, in which there are none), `watch`
+
+class RelayedOperation(Operation, frozen=True, kw_only=True):
+    """One endpoint whose answer comes from elsewhere.
+
+    `prepare` makes what goes there, for an engine of the given kind. `observe` reads a whole answer's facts onto the record
+    (raises UpstreamMalformed for what isn't JSON; `text`: an answer may be plain text instead, in which there are none), `watch`
     makes what watches a stream. `usage` reads this API's `usage` object. `estimate` books an answer of so many bytes whose
-    engine didn't say what it took. `media`: what a request's body must be. `counted`: it takes tokens; `generates`: also for an
-    answer.
+    engine didn't say what it took.
     """
 
-    read: Callable[[bytes, Record, bytes], R]
-    prepare: Callable[[bytes, R, str], Upstream]
+    prepare: Callable[[bytes, Any, str], Upstream]
     observe: Callable[[bytes, Record], None]
     estimate: Callable[[Record, int], None]
     usage: Callable[[bytes], Usage | None] = read_usage
     watch: Watch = StreamObserver
-    media: bytes = JSON
     text: bool = False
+
+
+class EngineOperation(RelayedOperation, Generic[R], frozen=True, kw_only=True):
+    """One endpoint that an engine answers.
+
+    `read` turns a body and its content type into a Request and writes its facts on the record (raises InvalidRequest); `facts`
+    writes them once more, for a request to which something was added. `media`: what a request's body must be. `counted`: it takes
+    tokens; `generates`: also for an answer. `lists`: in how many of them content parts lie, which may name URLs; 0: there are
+    none.
+    """
+
+    read: Callable[[bytes, Record, bytes], R]
+    facts: Callable[[R, Record], object] = _no_facts
+    media: bytes = JSON
+    lists: int = 2
     counted: bool = True
     generates: bool = False
 

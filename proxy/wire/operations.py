@@ -11,6 +11,7 @@ from proxy.wire import (
     embeddings,
     messages,
     models,
+    report,
     rerank,
     responses,
     score,
@@ -30,6 +31,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *audio.OPERATIONS,
     *tokenize.OPERATIONS,
     models.LIST,
+    report.OPERATION,
 )
 
 _BY_PATH = {operation.path: operation for operation in OPERATIONS}

@@ -14,6 +14,7 @@ OPERATIONS = tuple(
         prepare=as_it_came,
         observe=observe_answer,
         estimate=estimate_input,
+        lists=1,
     )
     for path in (b"/rerank", b"/v1/rerank", b"/v2/rerank")
 )

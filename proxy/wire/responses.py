@@ -131,12 +131,7 @@ def _write(response: _Response, record: Record) -> None:
 
 def _read_responses(body: bytes, record: Record, content_type: bytes = b"") -> ResponsesRequest:
     request = _read_request(body)
-    record.model = (request.model or "")[:MAX_TEXT]
-    record.stream = bool(request.stream)
-    record.max_tokens = request.max_output_tokens
-    record.temperature = request.temperature
-    record.top_p = request.top_p
-    record.user = (request.user or "")[:MAX_TEXT]
+    _write_facts(request, record)
     if request.background:
         raise InvalidRequest(
             "`background` isn't supported here: a response must be answered in its own request.", param="background"
@@ -144,6 +139,15 @@ def _read_responses(body: bytes, record: Record, content_type: bytes = b"") -> R
     if len(request.request_id):
         raise InvalidRequest("`request_id` is the proxy's to set: two equal ones would mix up answers.", param="request_id")
     return request
+
+
+def _write_facts(request: ResponsesRequest, record: Record) -> None:
+    record.model = (request.model or "")[:MAX_TEXT]
+    record.stream = bool(request.stream)
+    record.max_tokens = request.max_output_tokens
+    record.temperature = request.temperature
+    record.top_p = request.top_p
+    record.user = (request.user or "")[:MAX_TEXT]
 
 
 def _observe(body: bytes, record: Record) -> None:
@@ -160,10 +164,12 @@ OPERATION = EngineOperation(
     method=b"POST",
     path=b"/v1/responses",
     read=_read_responses,
+    facts=_write_facts,
     prepare=as_it_came,
     observe=_observe,
     watch=ResponsesObserver,
     estimate=estimate_output,
+    lists=1,
     generates=True,
     usage=read_response_usage,
 )

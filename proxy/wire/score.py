@@ -13,6 +13,7 @@ OPERATIONS = tuple(
         prepare=as_it_came,
         observe=observe_answer,
         estimate=estimate_input,
+        lists=1,
     )
     for path in (b"/score", b"/v1/score")
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.accounting import price
 from proxy.exchange import Record
-from proxy.snapshot import Model
+from proxy.snapshot import LaterPrice, Model
 
 
 def cost(tokens: tuple[int, int, int], prices: tuple[int, int, int]) -> int:
@@ -61,3 +61,24 @@ def test_a_sum_of_rows_is_off_by_half_a_nano_each_at_most(rows: list[tuple[int, 
     total = sum(cost((fresh, 0, output), made) for fresh, output in rows)
     exact = Fraction(sum(fresh * prices[0] + output * prices[1] for fresh, output in rows), 1000)
     assert abs(total - exact) <= Fraction(len(rows), 2)
+
+
+LATER = (LaterPrice(1_000, 10_000, 1_000, 20_000), LaterPrice(2_000, 0, 0, 0), LaterPrice(2_001, 7_000, 7_000, 0))
+
+
+@pytest.mark.parametrize(
+    ("received", "nano"),
+    [
+        (0, 5 * 100 + 1 * 20 + 2 * 400),
+        (999, 5 * 100 + 1 * 20 + 2 * 400),
+        (1_000, 5 * 10 + 1 * 1 + 2 * 20),
+        (1_999, 5 * 10 + 1 * 1 + 2 * 20),
+        (2_000, 0),
+        (2_001, 6 * 7),
+        (2**62, 6 * 7),
+    ],
+)
+def test_it_costs_what_was_valid_when_it_was_received_to_the_nanosecond(received: int, nano: int) -> None:
+    record = Record(b"i" * 16, b"t" * 16, 1, received, input_tokens=6, cached_tokens=1, output_tokens=2)
+    price(record, Model("m", (), 100_000, 20_000, 400_000, later_prices=LATER), "EUR")
+    assert record.cost_nano == nano

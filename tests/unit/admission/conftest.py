@@ -16,7 +16,7 @@ from proxy.admission.standing import Amounts, Costs, Plan, Refusal, Standing, Wi
 from proxy.settings import RedisSettings
 from proxy.snapshot import Allowance
 from proxy.spend import Amounts as Spent
-from proxy.spend import Period, Spend
+from proxy.spend import Holder, Period, Spend
 from tests.support.redis import Redis, redis_server
 
 PATIENCE = 10.0
@@ -45,11 +45,11 @@ class Ledger:
         self.looks += 1
         return cast(Spend, self)  # of a Spend nothing is asked but `totals`
 
-    def totals(self, period: Period, start_ns: int) -> dict[str, dict[tuple[str, str], Spent]] | None:
+    def totals(self, period: Period, start_ns: int) -> dict[str, dict[Holder, Spent]] | None:
         """The same in every window."""
         if not self.known:
             return None
-        return {worker: {("k", "t"): Spent(cost_nano=money)} for worker, money in self.totals_by_worker.items()}
+        return {worker: {Holder("k", "t"): Spent(cost_nano=money)} for worker, money in self.totals_by_worker.items()}
 
 
 class Worker:

@@ -49,4 +49,4 @@ def test_an_answer_fits_into_the_model_beside_its_prompt() -> None:
 
 
 def test_costs_are_rounded_like_those_of_a_row() -> None:
-    assert costs_of(3, 5, Model("m", input_pico=100_500, output_pico=400_000)) == (2302, 8, 0)
+    assert costs_of(3, 5, Model("m", input_pico=100_500, output_pico=400_000), 0) == (2302, 8, 0)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from collectors.records.ledger import LedgerSink
 from proxy.journal import Tail
-from proxy.spend import Amounts, Period, SpendReader, window
+from proxy.spend import Amounts, Holder, Period, SpendReader, window
 from proxy.spend.file import SpendFile, write_spend
 from proxy.spend.reader import COLLECTOR_ID
 
-Totals = dict[str, dict[tuple[str, str], Amounts]]
+Totals = dict[str, dict[Holder, Amounts]]
 
 TOTAL = Period("total")
 
@@ -40,7 +40,7 @@ class Host:
             write_spend(self.spend, SpendFile(currency=self.currency))
             (self.directory / COLLECTOR_ID).touch()
         database = f"sqlite:///{self.directory / 'ledger.db'}"
-        self._sink = LedgerSink(database, "me", self.directory / "unstored", self.spend, self.periods, self.currency)
+        self._sink = LedgerSink(database, "me", self.directory / "unstored", self.spend, lambda: self.periods, self.currency)
         self._position = self._sink.load()
         return self._sink
 
@@ -72,12 +72,15 @@ class Host:
     def ledger(self, period: Period = TOTAL, at_ns: int = 0) -> Totals:
         """By the database."""
         query = """
-            SELECT worker, key_id, team, sum(cost_nano * (currency = ?)), sum(input_tokens + output_tokens), sum(gpu_ns)
-            FROM requests WHERE received_at >= ? AND received_at < ? GROUP BY worker, key_id, team
+            SELECT worker, key_id, team, user_name, project,
+                sum(cost_nano * (currency = ?)), sum(input_tokens + output_tokens), sum(gpu_ns)
+            FROM requests WHERE received_at >= ? AND received_at < ? GROUP BY worker, key_id, team, user_name, project
         """
         totals: Totals = {}
         with closing(sqlite3.connect(self.directory / "ledger.db")) as connection:
-            for worker, key_id, team, *amounts in connection.execute(query, (self.currency, *window(period, at_ns))):
+            for worker, key_id, team, user, project, *amounts in connection.execute(
+                query, (self.currency, *window(period, at_ns))
+            ):
                 if any(amounts):
-                    totals.setdefault(worker, {})[key_id, team] = Amounts(*amounts)
+                    totals.setdefault(worker, {})[Holder(key_id, team, user, project)] = Amounts(*amounts)
         return totals

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.journal import Journal
-from proxy.spend import Amounts, Period, SpendReader
+from proxy.spend import Amounts, Holder, Period, SpendReader
 from proxy.spend.file import decode_spend
 from tests.server.test_collectors import Collecting, wait
 from tests.unit.collectors.made import make_record
@@ -90,6 +90,6 @@ def test_the_first_start_on_a_state_of_before_there_was_a_file(collecting: Colle
     collecting.start()
     wait(lambda: tokens(collecting) is not None)
     reader = SpendReader(collecting.settings.spend_path, collecting.journal_path, "USD")
-    assert reader.look().totals(TOTAL, 0) == {journal.incarnation: {("key_1", ""): Amounts(30_000, 605, 0)}}
+    assert reader.look().totals(TOTAL, 0) == {journal.incarnation: {Holder("key_1"): Amounts(30_000, 605, 0)}}
     collecting.stop()
     journal.close()

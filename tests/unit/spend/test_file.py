@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from proxy.journal import Checkpoint
 from proxy.spend.file import PeriodWindows, Row, SpendError, SpendFile, WindowRows, decode_spend, write_spend
 
-GOLDEN = Path(__file__).parents[2] / "fixtures" / "spend" / "spend-1.msgpack"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "spend"
+FIRST = FIXTURES / "spend-1.msgpack"
+"""Of before users and projects."""
+GOLDEN = FIXTURES / "spend-1-users.msgpack"
 
 
-def full() -> SpendFile:
-    rows = [Row("incarnation-1", "key_1", "red", 1, 2, 3), Row("incarnation-2", "key_2", "", 4, 5, 6)]
+def full(user: str = "ann", project: str = "search") -> SpendFile:
+    rows = [Row("incarnation-1", "key_1", "red", 1, 2, 3, user, project), Row("incarnation-2", "key_2", "", 4, 5, 6)]
     return SpendFile(
         currency="EUR",
         checkpoint=Checkpoint({"a-1.seg": 5}, {"b-1.seg"}, {"a": {b"id": b"record"}}, {"c-1.seg"}),
@@ -48,6 +51,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 def test_files_of_this_version_are_read_for_ever() -> None:
     assert decode_spend(GOLDEN.read_bytes()) == full()
+    assert decode_spend(FIRST.read_bytes()) == full("", "")
     assert msgspec.msgpack.encode(full()) == GOLDEN.read_bytes(), "fields that are appended need defaults, and another file"
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from proxy.exchange import Record, new_id
 from proxy.journal import Batch, Checkpoint, Journal, Tail
 from proxy.journal.segment import SegmentName
-from proxy.spend import Amounts, Period, Spend, window
+from proxy.spend import Amounts, Holder, Period, Spend, window
 from proxy.spend.file import SPEND_VERSION, SpendFile, decode_spend, write_spend
 from proxy.spend.reader import COLLECTOR_ID
 from proxy.spend.windows import SECOND_NS
@@ -57,7 +57,7 @@ def journal(host: Host) -> Iterator[Journal]:
 
 
 def whose(journal: Journal, amounts: Amounts) -> Totals:
-    return {journal.incarnation: {("key_1", ""): amounts}}
+    return {journal.incarnation: {Holder("key_1"): amounts}}
 
 
 # -- what is known, and what isn't --
@@ -244,7 +244,7 @@ def test_what_the_dead_left_open_has_ended_and_what_the_living_do_has_not(host: 
     dead = dead_segment(host.journal, opening(make_record(1, input_tokens=0, output_tokens=0, cost_nano=0)), progress(seen))
     journal.append(opening(make_record(2, team="red")))
     spend = host.reader.look()
-    assert spend.totals(TOTAL, 0) == {dead.name[:24]: {("key_1", ""): Amounts(10, 603, 0)}}
+    assert spend.totals(TOTAL, 0) == {dead.name[:24]: {Holder("key_1"): Amounts(10, 603, 0)}}
     assert spend.open == [make_record(2, team="red", worker=journal.incarnation)]
     journal.append(closing(make_record(2, team="red")))
     spend = host.reader.look()
@@ -447,7 +447,7 @@ def test_a_look_is_right_while_workers_write_and_the_collector_stores_and_delete
             most = [each.begun for each in workers]
             assert totals is not None
             for each, low, high in zip(workers, least, most, strict=True):
-                seen = totals.get(each.journal.incarnation, {}).get(("key_1", ""), Amounts()).tokens
+                seen = totals.get(each.journal.incarnation, {}).get(Holder("key_1"), Amounts()).tokens
                 assert seen % 605 == 0
                 assert low <= seen // 605 <= high
     finally:
@@ -466,7 +466,7 @@ def test_a_look_is_right_while_workers_write_and_the_collector_stores_and_delete
         told
         == host.truth()
         == host.ledger()
-        == {each.journal.incarnation: {("key_1", ""): times(each.ended)} for each in workers}
+        == {each.journal.incarnation: {Holder("key_1"): times(each.ended)} for each in workers}
     )
 
 

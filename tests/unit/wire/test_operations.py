@@ -172,7 +172,7 @@ LAST = b'"stream_options":{"include_usage":true}'
 def prepare(said: bytes, kind: str) -> tuple[bytes, Terms]:
     body = b'{"model":"m"%b}' % (b"," + said if said else b"")
     upstream = chat.OPERATION.prepare(body, chat.OPERATION.read(body, blank(), JSON), kind)
-    assert upstream == Upstream(upstream.body, upstream.terms, before=upstream.before)
+    assert upstream == Upstream(upstream.body, upstream.terms, before=upstream.before, changes=upstream.changes)
     return upstream.whole, upstream.terms
 
 
