@@ -1,28 +1,30 @@
-"""`GET /backends`: the inference servers, and how the last question to each of them went.
+"""`/backends`: the inference servers, and how the last question to each of them went.
 
-This is control's own view, for its model lists. Whether a backend takes requests is the workers' to know.
+That is control's own view, for its model lists. Whether a backend takes requests is the workers' to know.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from fastapi import APIRouter
+from sqlalchemy import Connection
 
-from proxy.control.discovery import url_of
-from proxy.control.inventory import KnownBackend
-from proxy.control.state import Given, when
+from proxy.control.access import ADMIN, OVERSEERS, Caller
+from proxy.control.catalogue import Held
+from proxy.control.discovery import address_of, url_of
+from proxy.control.resource import Object, Resource, common
+from proxy.control.state import State, when
+from proxy.errors import InvalidRequest
+from proxy.nouns import BackendSettings
+from proxy.store import BACKENDS
 
-router = APIRouter()
 
+class BackendState(Object, kw_only=True):
+    """`kind`, `models`: what it turned out to be and to serve. `reachable` is null until it was asked; `error` is why it isn't.
+    `answered_at` is the last good answer."""
 
-@dataclass(frozen=True)
-class BackendState:
-    """`reachable` is None until it was asked; `error` is why it isn't. `answered_at` is the last good answer."""
-
-    name: str
+    object: Literal["backend"] = "backend"
     url: str
     kind: str
     models: list[str]
@@ -30,27 +32,31 @@ class BackendState:
     error: str | None
     asked_at: datetime | None
     answered_at: datetime | None
+    settings: BackendSettings
 
 
-@dataclass(frozen=True)
-class BackendList:
-    data: list[BackendState]
-    object: Literal["list"] = "list"
-
-
-@router.get("/backends")
-async def backends(given: Given) -> BackendList:
-    return BackendList([_state(known) for known in given.inventory.known.values()])
-
-
-def _state(known: KnownBackend) -> BackendState:
+def _show(state: State, held: Held[BackendSettings]) -> BackendState:
+    known = state.inventory.known.get(held.name)
+    backend = address_of(held.value, held.name)
     return BackendState(
-        name=known.backend.name,
-        url=url_of(known.backend),
-        kind=known.backend.kind,
-        models=known.models(),
-        reachable=known.reachable,
-        error=known.error or None,
-        asked_at=when(known.asked_unix_ns),
-        answered_at=when(known.answered_unix_ns),
+        **common(held),
+        url=url_of(backend),
+        kind=backend.kind if known is None else known.backend.kind,
+        models=list(held.value.models) if known is None else known.models(),
+        reachable=None if known is None else known.reachable,
+        error=None if known is None else known.error or None,
+        asked_at=None if known is None else when(known.asked_unix_ns),
+        answered_at=None if known is None else when(known.answered_unix_ns),
     )
+
+
+def _check(_connection: Connection, _state: State, _caller: Caller, name: str, value: BackendSettings) -> BackendSettings:
+    """Raises InvalidRequest: it names itself otherwise."""
+    if value.name not in (None, name):
+        raise InvalidRequest(
+            f"name: {value.name!r} is not {name!r}, by which it is known here; allowed: the same, or none", param="name"
+        )
+    return value
+
+
+router = Resource(BACKENDS, BackendState, _show, OVERSEERS, ADMIN, _check).routes()

@@ -1,36 +1,63 @@
-"""What the settings declare for keys, teams and everyone → what workers know of it.
+"""What holds for keys, users, projects, teams and everyone → what workers know of it.
 
-A declaration is for the key in use that has its name. One for a name that no key has stands for nothing, most likely because it
-is spelt differently: it is told of.
+What the file says of a key without a `hash` is for the key in use that has its name. Where no key has it, it stands for nothing,
+most likely because it is spelt differently; the feed tells of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from proxy.nouns import AllowanceSettings, BudgetSettings
+import msgspec
+
+from proxy.control.catalogue import Catalogue, holding, laid_over
+from proxy.nouns import AllowanceSettings, BudgetSettings, KeySettings, TeamSettings
 from proxy.settings import Settings
-from proxy.snapshot import Allowance, Budget, Principal
+from proxy.snapshot import NEVER_NS, Allowance, Budget, Principal
 
 _NANO = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NOTHING = KeySettings()
+_EMPTY = Catalogue()
 
 
 class Declared:
-    """`everyone` and `teams` as in the snapshot; `principal` makes what is there of a key."""
+    """`everyone`, `teams`, `users` and `projects` as in the snapshot: the file's, and where that has none the `database`'s."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.everyone = allowance(settings.everyone)
-        self.teams = {name: allowance(each) for name, each in settings.teams.items()}
-        self._keys = {name: (key.team or "", allowance(key)) for name, key in settings.keys.items()}
+    def __init__(self, settings: Settings, database: Catalogue = _EMPTY) -> None:
+        self.held = holding(settings, database)
+        self.everyone = allowance(self.held.everyone)
+        self.teams = {name: allowance(each) for name, each in self.held.teams.items()}
+        self.users = {name: allowance(each) for name, each in self.held.users.items()}
+        self.projects = {name: allowance(each) for name, each in self.held.projects.items()}
+        self._over = {name: each for name, each in settings.keys.items() if each.hash is None}
 
-    def principal(self, key_id: str, key_name: str) -> Principal:
-        return Principal(key_id, key_name, *self._keys.get(key_name, ()))
+    def allowances(self) -> list[Allowance]:
+        """All of them."""
+        return [self.everyone, *self.teams.values(), *self.users.values(), *self.projects.values()]
 
-    def without_key(self, names: Iterable[str]) -> list[str]:
-        """The names that are declared and aren't among these, those of the keys in use."""
-        return sorted(self._keys.keys() - set(names))
+    def of_key(self, name: str, stored: KeySettings = _NOTHING) -> KeySettings:
+        """What holds for the key in use of that name, for which the database has `stored`."""
+        over = self._over.get(name)
+        return stored if over is None else laid_over(over, stored)
+
+    def principal(self, key_id: str, key_name: str, stored: KeySettings = _NOTHING) -> Principal:
+        return principal(key_id, key_name, self.of_key(key_name, stored))
+
+    def again(self, known: Principal) -> Principal:
+        """A key of the database of which nothing else is known any more, with what the file now says of it."""
+        over = self._over.get(known.key_name)
+        if over is None:
+            return known
+        said = principal(known.key_id, known.key_name, over)
+        return msgspec.structs.replace(laid_over(said, known), allowance=laid_over(said.allowance, known.allowance))
+
+
+def principal(key_id: str, key_name: str, said: KeySettings) -> Principal:
+    """Whose key it is and what it may do by itself."""
+    if said == _NOTHING:
+        return Principal(key_id, key_name)
+    return Principal(key_id, key_name, said.team or "", allowance(said), said.user or "", said.project or "")
 
 
 def allowance(said: AllowanceSettings) -> Allowance:
@@ -44,9 +71,17 @@ def allowance(said: AllowanceSettings) -> Allowance:
         max_input_tokens=said.max_input_tokens,
         models=said.models,
         operations=said.operations,
-        expires_unix_ns=0 if said.expires is None else _unix_ns(said.expires),
+        expires_unix_ns=0 if said.expires is None else unix_ns(said.expires),
         budgets=tuple(map(_budget, said.budgets)),
+        blocked=isinstance(said, TeamSettings) and said.blocked,
     )
+
+
+def unix_ns(moment: datetime) -> int:
+    """Exact, where a float of seconds would not be. What is over since before 1970 is over: 0 would mean never. What is after
+    2262 doesn't come: it has no room in 63 bits."""
+    since = moment - _EPOCH
+    return min(max(1, (since.days * 86_400 + since.seconds) * _NANO + since.microseconds * 1000), NEVER_NS)
 
 
 def _budget(said: BudgetSettings) -> Budget:
@@ -57,9 +92,3 @@ def _budget(said: BudgetSettings) -> Budget:
     else:
         unit, amount = "gpu_seconds", (said.gpu_seconds or 0) * _NANO
     return Budget(unit, amount, said.per, said.time_zone, said.soft)
-
-
-def _unix_ns(moment: datetime) -> int:
-    """Exact, where a float of seconds would not be. What is over since before 1970 is over: 0 would mean never."""
-    since = moment - _EPOCH
-    return max(1, (since.days * 86_400 + since.seconds) * _NANO + since.microseconds * 1000)

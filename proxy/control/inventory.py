@@ -9,26 +9,28 @@ A card's `created` and `permission` are made up anew by vLLM for every answer; t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from proxy.control.catalogue import Catalogue
+from proxy.control.declared import unix_ns
 from proxy.control.discovery import Answer, address_of, max_model_len
-from proxy.control.prices import pico_per_token
+from proxy.control.rates import pico_per_token
 from proxy.nouns import BackendSettings, BoundsSettings, ModelSettings, PriceSettings
-from proxy.settings import Settings
-from proxy.snapshot import Backend, Bounds, Model, SnapshotFile
+from proxy.snapshot import Backend, Bounds, LaterPrice, Model, SnapshotFile
 
 _PASSING = ("created", "permission")
 _OWNER = "glasshouse"
+_NO_PRICE = PriceSettings()
 
 
 class KnownBackend:
-    """One backend. `cards` is None until it is known what it serves. Times are ns since 1970, 0 = never."""
+    """One backend, as it was declared. `cards` is None until it is known what it serves. Times are ns since 1970, 0 = never."""
 
     def __init__(self, settings: BackendSettings, name: str) -> None:
-        self._auto = settings.kind == "auto"
-        self.declared = tuple(settings.models)
+        self.settings = settings
         self.backend = address_of(settings, name)
         self.cards: dict[str, bytes] | None = None
         self.error = ""
@@ -43,7 +45,7 @@ class KnownBackend:
     def answered(self, answer: Answer, now_ns: int) -> bool:
         """Take over what it serves; True if that changes anything for workers."""
         self.error, self.asked_unix_ns, self.answered_unix_ns = "", now_ns, now_ns
-        kind = answer.kind if self._auto else self.backend.kind
+        kind = answer.kind if self.settings.kind == "auto" else self.backend.kind
         known = self.cards or {}
         cards = {name: _keep(known.get(name), card) for name, card in answer.cards.items()}
         changed = cards != self.cards or kind != self.backend.kind
@@ -54,31 +56,45 @@ class KnownBackend:
     def failed(self, error: str, now_ns: int) -> None:
         self.error, self.asked_unix_ns = error, now_ns
 
-    def remember(self, backend: Backend, cards: dict[str, bytes]) -> None:
-        """What the process before knew, if it is still about the same server."""
-        same = (self.backend.host, self.backend.port, self.backend.base_path)
-        if (backend.host, backend.port, backend.base_path) == same:
+    def remember(self, backend: Backend, cards: dict[str, bytes] | None) -> None:
+        """What was known before, if it is still about the same server."""
+        if _address(backend) == _address(self.backend):
             self.cards = cards
-            if self._auto:
+            if self.settings.kind == "auto":
                 self.backend = msgspec.structs.replace(self.backend, kind=backend.kind)
 
     def models(self) -> list[str]:
         """What may be asked of it: what is declared, else what it says."""
-        return list(self.declared or self.cards or ())
+        return list(self.settings.models or self.cards or ())
 
 
 class Inventory:
-    """All backends of the settings, in their order."""
+    """All backends that there are, the file's first. `bounds`: those of all models."""
 
-    def __init__(self, settings: Settings, previous: SnapshotFile | None, now_ns: int) -> None:
-        self._models = settings.models
-        self._bounds = settings.bounds
+    def __init__(self, bounds: BoundsSettings, held: Catalogue, previous: SnapshotFile | None, now_ns: int) -> None:
+        self._bounds = bounds
         self._made_unix_s = now_ns // 1_000_000_000
         self._own_cards: dict[str, bytes] = {}
-        names = [settings.backend_name(index) for index in range(len(settings.backends))]
-        self.known = {name: KnownBackend(each, name) for name, each in zip(names, settings.backends, strict=True)}
+        self._settings: Mapping[str, ModelSettings] = {}
+        self.known: dict[str, KnownBackend] = {}
+        self.follow(held)
         if previous is not None:
             self._remember(previous)
+
+    def follow(self, held: Catalogue) -> None:
+        """Have these backends and models from now on. One that is declared otherwise than before is a new KnownBackend; what was
+        known of it stays if it is still the same server."""
+        self._settings = held.models
+        self.known = {name: self._follow(name, settings) for name, settings in held.backends.items()}
+
+    def _follow(self, name: str, settings: BackendSettings) -> KnownBackend:
+        before = self.known.get(name)
+        if before is not None and before.settings == settings:
+            return before
+        made = KnownBackend(settings, name)
+        if before is not None:
+            made.remember(before.backend, before.cards)
+        return made
 
     @property
     def complete(self) -> bool:
@@ -88,17 +104,26 @@ class Inventory:
     def backends(self) -> dict[str, Backend]:
         return {name: each.backend for name, each in self.known.items()}
 
-    def models(self) -> dict[str, Model]:
-        """Model → all its backends, and the card of the first of them that has one."""
+    def models(self, now_ns: int) -> dict[str, Model]:
+        """Model → all its backends, and the card of the first of them that has one; then the aliases, each with its model."""
         serving: dict[str, list[KnownBackend]] = {}
         for each in self.known.values():
             for model in each.models():
                 serving.setdefault(model, []).append(each)
-        return {model: self._model(model, backends) for model, backends in serving.items()}
+        made = {model: self._model(model, backends, now_ns) for model, backends in serving.items()}
+        for alias, name in self._aliases():
+            if alias not in made and name in serving:
+                made[alias] = msgspec.structs.replace(made[name], card=_alias_card(alias, made[name]))
+        return made
 
-    def _model(self, name: str, serving: list[KnownBackend]) -> Model:
-        settings = self._models.get(name, ModelSettings())
-        price = settings.price or PriceSettings()
+    def _aliases(self) -> Iterator[tuple[str, str]]:
+        for name, settings in self._settings.items():
+            for alias in settings.aliases:
+                yield alias, name
+
+    def _model(self, name: str, serving: list[KnownBackend], now_ns: int) -> Model:
+        settings = self._settings.get(name, ModelSettings())
+        price, later = _prices(settings, now_ns)
         cards = [each.cards[name] for each in serving if each.cards and name in each.cards]
         lengths = [length for card in cards if (length := max_model_len(card))]
         return Model(
@@ -111,6 +136,8 @@ class Inventory:
             bounds=Bounds(**(_said(self._bounds) | _said(settings.bounds))),
             context_tokens=min(lengths, default=0),
             assumed_output_tokens=settings.assumed_output_tokens,
+            later_prices=later,
+            defaults=tuple((parameter, msgspec.json.encode(value)) for parameter, value in settings.defaults.items()),
         )
 
     def _own_card(self, name: str) -> bytes:
@@ -121,12 +148,31 @@ class Inventory:
         return self._own_cards[name]
 
     def _remember(self, previous: SnapshotFile) -> None:
-        cards = {model.name: bytes(model.card) for model in previous.models.values()}
+        models = [model for name, model in previous.models.items() if name == model.name]
+        cards = {model.name: bytes(model.card) for model in models}
         self._own_cards = {name: card for name, card in cards.items() if _is_own(card)}
         for name, backend in previous.backends.items():
             if (known := self.known.get(name)) is not None:
-                mine = [model.name for model in previous.models.values() if name in model.backends]
+                mine = [model.name for model in models if name in model.backends]
                 known.remember(backend, {model: cards[model] for model in mine if model not in self._own_cards})
+
+
+def _prices(settings: ModelSettings, now_ns: int) -> tuple[PriceSettings, tuple[LaterPrice, ...]]:
+    """The price that is valid, and those to come, the next one first."""
+    valid, later = settings.price or _NO_PRICE, []
+    for since_ns, price in sorted(((unix_ns(each.valid_from), each) for each in settings.prices), key=lambda each: each[0]):
+        if since_ns <= now_ns:
+            valid = price
+        else:
+            pico = (pico_per_token(each) for each in (price.input, price.cached, price.output))
+            later.append(LaterPrice(since_ns, *pico))
+    return valid, tuple(later)
+
+
+def _alias_card(alias: str, model: Model) -> bytes:
+    """The model's own, under the other name; `parent` says which one it is."""
+    fields = msgspec.json.decode(model.card)
+    return msgspec.json.encode({"root": model.name, **fields, "id": alias, "parent": model.name})
 
 
 def _said(bounds: BoundsSettings) -> dict[str, int]:
@@ -146,3 +192,7 @@ def _is_own(card: bytes) -> bool:
 def _essence(card: bytes) -> Any:
     fields = msgspec.json.decode(card)
     return {name: value for name, value in fields.items() if name not in _PASSING} if isinstance(fields, dict) else fields
+
+
+def _address(backend: Backend) -> tuple[str, int, str, bool]:
+    return backend.host, backend.port, backend.base_path, backend.tls

@@ -1,10 +1,15 @@
-"""The control process: three kinds of loops beside an HTTP server, until somebody says stop.
+"""The control process: loops beside an HTTP server, until somebody says stop.
 
     a loop per backend    asks it what it serves, every `control.discover_every`
+    a loop per issuer     fetches its public keys before what is known of them is old
     the catalogue's loop  looks at the database twice a second: a key works within two seconds of its making
     the publisher's loop  writes the snapshot when one of the others has something new, and now and then as a sign of life
 
 None of them waits for another: a hanging engine holds up neither keys nor the other engines, a hanging database no engine.
+Backends come and go with the catalogue, and their loops with them.
+
+The same application is served to whoever may connect to `control.listen` and, on a Unix socket in the state directory, to whoever
+may open that.
 """
 
 from __future__ import annotations
@@ -16,16 +21,19 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import uvicorn
 
 from proxy.control.app import create_app
-from proxy.control.declared import Declared
+from proxy.control.database import Database
 from proxy.control.discovery import DiscoveryError, ask, new_client
 from proxy.control.feed import CatalogueFeed
 from proxy.control.inventory import Inventory, KnownBackend
+from proxy.control.issuers import Issuers, KnownIssuer, fetch
+from proxy.control.local import Local, listening
 from proxy.control.publish import Publisher
+from proxy.control.state import State
 from proxy.settings import Settings
 from proxy.snapshot import SnapshotError, SnapshotFile, read_snapshot
 
@@ -41,54 +49,67 @@ STOP_S = 3
 class Control:
     """Everything of a control process, put together. `changed` wakes the publisher."""
 
-    settings: Settings
-    inventory: Inventory
-    feed: CatalogueFeed
-    publisher: Publisher
-    changed: asyncio.Event
+    state: State
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
     def of(cls, settings: Settings) -> Control:
         previous = read_previous(settings)
-        inventory = Inventory(settings, previous, time.time_ns())
-        declared = Declared(settings)
-        feed = CatalogueFeed(settings.database_url, declared, previous)
-        publisher = Publisher(settings, declared, inventory, feed, previous)
-        return cls(settings, inventory, feed, publisher, asyncio.Event())
+        feed = CatalogueFeed(settings, previous)
+        inventory = Inventory(settings.bounds, feed.known.declared.held, previous, time.time_ns())
+        issuers = Issuers(settings.issuers, previous)
+        publisher = Publisher(settings, inventory, feed, issuers, previous)
+        return cls(State(settings, Database(settings.database_url), inventory, feed, issuers, publisher))
 
     async def run(self, listener: socket.socket) -> None:
-        """Until SIGTERM or SIGINT. Raises ExceptionGroup if a loop has a bug: better restarted than half alive."""
-        app = create_app(self.settings, self.inventory, self.feed, self.publisher)
-        server = _Server(app)
+        """Until SIGTERM or SIGINT. Raises ExceptionGroup if a loop has a bug: better restarted than half alive; OSError if it
+        can't listen in the state directory."""
+        state = self.state
+        app = create_app(state)
+        everybody, local = _Server(app), _Server(Local(app))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, server.stop)
-        async with asyncio.TaskGroup() as tasks:
-            loops = [
-                tasks.create_task(self._follow_catalogue(), name="catalogue"),
-                tasks.create_task(self._publish(), name="publish"),
-                *(tasks.create_task(self._discover(each), name=name) for name, each in self.inventory.known.items()),
-            ]
-            log.info("control listens", extra={"address": _text(listener)})
-            await server.serve(sockets=[listener])
-            for each in loops:
-                each.cancel()
-        self.feed.close()
+            loop.add_signal_handler(number, _stop, everybody, local)
+        with listening(state.settings.control_socket_path) as local_listener:
+            async with asyncio.TaskGroup() as tasks:
+                work = tasks.create_task(self._work(), name="work")
+                log.info("control listens", extra={"address": _text(listener)})
+                await asyncio.gather(everybody.serve(sockets=[listener]), local.serve(sockets=[local_listener]))
+                work.cancel()
+        state.feed.close()
+        await state.database.close()
         log.info("control stops")
 
-    async def _follow_catalogue(self) -> None:
+    async def _work(self) -> None:
+        """All loops, until cancelled."""
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._follow_catalogue(loops), name="catalogue")
+            loops.create_task(self._publish(), name="publish")
+            for each in self.state.issuers.known:
+                loops.create_task(self._fetch(each), name=each.settings.issuer)
+
+    async def _follow_catalogue(self, loops: asyncio.TaskGroup) -> None:
+        feed, inventory = self.state.feed, self.state.inventory
+        asking: dict[KnownBackend, asyncio.Task[None]] = {}
         while True:
-            if await asyncio.to_thread(self.feed.poll):
+            there = set(inventory.known.values())
+            for gone in asking.keys() - there:
+                asking.pop(gone).cancel()
+            for each in there - asking.keys():
+                asking[each] = loops.create_task(self._discover(each), name=each.backend.name)
+            if await asyncio.to_thread(feed.poll):
+                inventory.follow(feed.known.declared.held)
                 self.changed.set()
-            await asyncio.sleep(CATALOGUE_EVERY_S)
+            else:
+                await asyncio.sleep(CATALOGUE_EVERY_S)
 
     async def _publish(self) -> None:
+        publisher = self.state.publisher
         started_ns = time.monotonic_ns()
         while True:
             self.changed.clear()
-            if (file := self.publisher.due(time.monotonic_ns() - started_ns)) is not None and await asyncio.to_thread(
-                self.publisher.write, file
-            ):
+            file = publisher.due(time.monotonic_ns() - started_ns, time.time_ns())
+            if file is not None and await asyncio.to_thread(publisher.write, file):
                 log.debug("snapshot written", extra={"revision": file.revision, "models": len(file.models)})
             try:
                 async with asyncio.timeout(PUBLISH_EVERY_S):
@@ -104,7 +125,19 @@ class Control:
                 _tell(known)
             if changed or was is None:
                 self.changed.set()
-            await asyncio.sleep(self.settings.control.discover_every)
+            await asyncio.sleep(self.state.settings.control.discover_every)
+
+    async def _fetch(self, known: KnownIssuer) -> None:
+        while True:
+            was = known.error
+            changed, again_s = await _fetch_keys(known)
+            if known.error and known.error != was:
+                facts = {"issuer": known.settings.issuer, "error": known.error}
+                log.warning("an issuer's keys can't be fetched; those that were known of it stay", extra=facts)
+            elif changed:
+                log.info("an issuer's keys are known", extra={"issuer": known.settings.issuer})
+            self.changed.set()
+            await asyncio.sleep(again_s)
 
 
 async def _ask(known: KnownBackend) -> bool:
@@ -118,6 +151,18 @@ async def _ask(known: KnownBackend) -> bool:
         log.exception("asking a backend failed in a way that nobody thought of", extra={"backend": known.backend.name})
         known.failed(f"{type(bug).__name__}; the log has more", time.time_ns())
     return False
+
+
+async def _fetch_keys(known: KnownIssuer) -> tuple[bool, float]:
+    """Once → whether that changes anything for workers, and after how many seconds to ask again."""
+    try:
+        fetched = await fetch(known.settings, ANSWER_S)
+        return known.answered(fetched, time.time_ns()), fetched.again_s
+    except DiscoveryError as error:
+        return False, known.failed(str(error), time.time_ns())
+    except Exception as bug:  # one odd issuer must take nothing else down
+        log.exception("asking an issuer failed in a way that nobody thought of", extra={"issuer": known.settings.issuer})
+        return False, known.failed(f"{type(bug).__name__}; the log has more", time.time_ns())
 
 
 def read_previous(settings: Settings) -> SnapshotFile | None:
@@ -154,6 +199,11 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _stop(*servers: _Server) -> None:
+    for each in servers:
+        each.stop()
 
 
 def _tell(known: KnownBackend) -> None:

@@ -16,13 +16,11 @@ from fastapi.testclient import TestClient
 from collectors.records.phoenix_http import Wire
 from collectors.records.phoenix_prices import PhoenixPrices
 from proxy.control.app import create_app
-from proxy.control.declared import Declared
 from proxy.control.discovery import Answer, Kind
-from proxy.control.feed import CatalogueFeed
-from proxy.control.inventory import Inventory
-from proxy.control.publish import Publisher
+from proxy.control.local import Local
 from proxy.pricelist import pricelist
 from proxy.settings import Settings
+from tests.support.control import state_of
 from tests.unit.collectors.receiver import Receiver, receiving
 
 MODEL = "gpt-4o-mini"
@@ -71,18 +69,17 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Settings, Said
 @pytest.mark.parametrize("kind", KINDS)
 def test_control_publishes_it_and_tells_who_said_so(case: tuple[Settings, Said], kind: Kind) -> None:
     settings, (price, cached, output, source, row) = case
-    inventory = Inventory(settings, None, 0)
-    inventory.known["gpu"].answered(Answer(kind, {MODEL: b'{"id":"gpt-4o-mini"}'}), 0)
+    state = state_of(settings)
+    state.inventory.known["gpu"].answered(Answer(kind, {MODEL: b'{"id":"gpt-4o-mini"}'}), 0)
 
-    model = inventory.models()[MODEL]
+    model = state.inventory.models(0)[MODEL]
     assert (model.input_pico, model.cached_input_pico, model.output_pico) == tuple(map(pico, (price, cached, output)))
 
-    declared = Declared(settings)
-    feed = CatalogueFeed(settings.database_url, declared, None)
-    app = create_app(settings, inventory, feed, Publisher(settings, declared, inventory, feed, None))
-    with TestClient(app, base_url="http://127.0.0.1:8401") as client:
-        [told] = client.get("/models").json()["data"]
-    feed.close()
+    with TestClient(Local(create_app(state)), base_url="http://127.0.0.1:8401") as client:
+        [told] = [each for each in client.get("/models").json()["data"] if each["id"] == MODEL]
+        assert client.portal is not None
+        client.portal.call(state.database.close)
+    state.feed.close()
     assert told["price"] == {
         "currency": "USD",
         "input": price,
@@ -96,7 +93,7 @@ def test_control_publishes_it_and_tells_who_said_so(case: tuple[Settings, Said],
 def test_phoenix_is_told_the_same(case: tuple[Settings, Said], phoenix: Receiver) -> None:
     settings, said = case
     with Wire({}) as wire:
-        PhoenixPrices(phoenix.url, wire, settings.models).sync([MODEL])
+        PhoenixPrices(phoenix.url, wire, lambda: settings.models).sync([MODEL])
     [entry] = [each for each in phoenix.prices if each["name"] == f"{MODEL} (glasshouse)"]
     rates = {cost["tokenType"]: cost["costPerMillionTokens"] for cost in entry["costs"]}
     assert rates == {"input": float(said[0]), "cache_read": float(said[1]), "output": float(said[2])}

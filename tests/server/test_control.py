@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import pytest
+from sqlalchemy import Connection
 
+from proxy.nouns import BackendSettings, DatedPriceSettings, ModelSettings, PriceSettings, TeamSettings
 from proxy.settings import Settings, address
-from proxy.snapshot import Principal, Snapshot, SnapshotError, SnapshotFile, read_snapshot
-from proxy.store import create_key, hash_key, open_database, revoke_key
+from proxy.snapshot import Allowance, Principal, Snapshot, SnapshotError, SnapshotFile, read_snapshot
+from proxy.store import (
+    BACKENDS,
+    GLASSHOUSE,
+    MODELS,
+    TEAMS,
+    create_key,
+    hash_key,
+    open_database,
+    put,
+    remove,
+    revoke_key,
+)
+from tests.support.issuer_host import IssuerHost
 from tests.support.scripted_vllm import ScriptedVLLM
 
 PATIENCE = 30.0
@@ -60,16 +77,35 @@ class Control:
             print(self._log.read_text())
 
     def get(self, path: str) -> Any:
+        """As somebody on this host asks."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
+        connection.sock = until(self._connected, "its Unix socket")
         connection.request("GET", path)
         body = connection.getresponse().read()
         connection.close()
         return json.loads(body)
 
+    def _connected(self) -> socket.socket | None:
+        directory = os.open(self.settings.state_path, os.O_PATH)  # its own name may be too long for an address
+        try:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(PATIENCE)
+            connection.connect(f"/proc/self/fd/{directory}/{self.settings.control_socket_path.name}")
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            return None
+        else:
+            return connection
+        finally:
+            os.close(directory)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> list[dict[str, Any]]:
         """Its log, after it ended well."""
         self.process.send_signal(number)
         assert self.process.wait(PATIENCE) == 0, self._log.read_text()
+        return self.log()
+
+    def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
     def snapshot(self) -> SnapshotFile | None:
@@ -118,7 +154,7 @@ def test_what_engines_serve_is_published_and_told(tmp_path: Path, two: tuple[Scr
             ("only-a", 1024, "vllm"),
         ]
         until(lambda: control.get("/health")["status"] == "ok", "health")
-        assert [model["id"] for model in control.get("/models")["data"]] == ["shared", "only-a"]
+        assert [model["id"] for model in control.get("/models")["data"]] == ["only-a", "shared"]
         assert [backend["reachable"] for backend in control.get("/backends")["data"]] == [True, True]
         log = control.stop()
     assert {line["process"] for line in log} == {"control"}
@@ -138,7 +174,7 @@ def test_a_key_comes_and_goes_without_a_restart(tmp_path: Path, vllm: ScriptedVL
         assert [key["name"] for key in control.get("/keys")["data"]] == ["alice"]
         with database.begin() as connection:
             revoke_key(connection, "alice")
-        control.published(lambda file: not file.keys, "its end")
+        control.published(lambda file: len(file.keys) == 0, "its end")
         log = json.dumps(control.stop())
         database.dispose()
     assert secret not in log  # failure 76
@@ -183,19 +219,19 @@ def test_an_engine_that_hangs_holds_nothing_up(tmp_path: Path, vllm: ScriptedVLL
 def test_starting_without_a_database(tmp_path: Path, vllm: ScriptedVLLM) -> None:  # failure 46
     missing = tmp_path / "not yet"
     with Control(tmp_path, [{"url": vllm.url}], database=f"sqlite:///{missing}/glasshouse.db") as control:
-        until(lambda: control.get("/backends")["data"][0]["reachable"], "the engine")
         health = until(
             lambda: ((told := control.get("/health"))["database"] != "ok" and told) or None, "the database to be missed"
         )
         assert health["status"] == "degraded"
-        assert control.get("/keys")["error"]["code"] == "database_unavailable"
+        for path in ("/keys", "/backends"):
+            assert control.get(path)["error"]["code"] == "database_unavailable"
         assert control.snapshot() is None, "nobody is told that there are no keys"
         missing.mkdir()
         control.published(lambda file: bool(file.models), "the first snapshot")
         until(lambda: control.get("/health")["status"] == "ok", "health")
         log = control.stop()
     assert [line["message"] for line in log if line["level"] == "error"] == [
-        "the database can't be read; the last good keys stay"
+        "the database can't be read; what it held last stays"
     ]
 
 
@@ -279,3 +315,108 @@ def test_the_snapshot_is_its_owners_alone(tmp_path: Path, vllm: ScriptedVLLM) ->
     with Control(tmp_path, [{"url": vllm.url}]) as control:
         control.published(lambda file: bool(file.models), "the model")
     assert control.settings.snapshot_path.stat().st_mode & 0o077 == 0
+
+
+# -- what comes and goes while it runs --
+
+
+def written(control: Control, *changes: Callable[[Connection], object]) -> None:
+    """In its database, as somebody beside it does."""
+    database = open_database(control.settings.database_url)
+    with database.begin() as connection:
+        for change in changes:
+            change(connection)
+    database.dispose()
+
+
+def has_backend(name: str, url: str, **more: Any) -> Callable[[Connection], object]:
+    return lambda connection: put(connection, BACKENDS, name, BackendSettings(url=url, **more), GLASSHOUSE)
+
+
+def test_backends_come_and_go_without_a_restart(tmp_path: Path, two: tuple[ScriptedVLLM, ScriptedVLLM]) -> None:
+    a, b = two
+    with Control(tmp_path, [{"url": a.url, "name": "file"}]) as control:
+        control.published(lambda file: names(file).keys() == {"shared", "only-a"}, "the file's backend")
+        written(control, has_backend("db", b.url), has_backend("file", "http://127.0.0.1:1"))
+        file = control.published(lambda file: names(file).get("shared") == ("file", "db"), "the database's")
+        assert file.backends["file"].port == a.port, "of two of one name the file's holds"
+
+        with ScriptedVLLM(models=["moved"]) as elsewhere:
+            written(control, has_backend("db", elsewhere.url))
+            file = control.published(lambda file: names(file).get("moved") == ("db",), "its new address")
+            assert names(file)["shared"] == ("file",)
+            asked = len(b.requests)
+            until(lambda: len(elsewhere.requests) > 3, "it to be asked now and then")
+            assert len(b.requests) == asked, "and the former no more"
+            written(control, lambda connection: remove(connection, BACKENDS, "db", GLASSHOUSE))
+            control.published(lambda file: list(file.backends) == ["file"] and "moved" not in file.models, "its end")
+            asked, others = len(elsewhere.requests), len(a.requests)
+            until(lambda: len(a.requests) > others + 3, "the other to be asked now and then")
+            assert len(elsewhere.requests) <= asked + 1, "one question may have been under way"
+        log = control.stop()
+    assert [line["message"] for line in log if line["level"] != "info"] == []
+
+
+def test_a_price_that_becomes_valid(tmp_path: Path, vllm: ScriptedVLLM) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=3)
+    prices = (DatedPriceSettings(input=Decimal(2), valid_from=soon),)
+    model = ModelSettings(price=PriceSettings(input=Decimal(1)), prices=prices, aliases=("gpt",))
+    with Control(tmp_path, [{"url": vllm.url}]) as control:
+        written(control, lambda connection: put(connection, MODELS, "smollm2", model, GLASSHOUSE))
+        file = control.published(lambda file: "gpt" in file.models, "the alias")
+        if time.time() < soon.timestamp():
+            assert (file.models["gpt"].input_pico, len(file.models["gpt"].later_prices)) == (1_000_000, 1)
+        file = control.published(lambda file: file.models["smollm2"].input_pico == 2_000_000, "the new price")
+        assert time.time() >= soon.timestamp()
+        assert file.models["gpt"].later_prices == ()
+
+
+def test_what_the_database_had_is_there_while_it_is_down(tmp_path: Path, vllm: ScriptedVLLM) -> None:  # failure 46
+    """Also for a process that starts meanwhile; and what the file declares holds over it."""
+    with Control(tmp_path, []) as control:
+        model = ModelSettings(price=PriceSettings(input=Decimal(1)))
+        written(
+            control,
+            has_backend("gpu", vllm.url),
+            lambda connection: put(connection, MODELS, "smollm2", model, GLASSHOUSE),
+            lambda connection: put(connection, TEAMS, "t", TeamSettings(requests_per_minute=1), GLASSHOUSE),
+        )
+        control.published(lambda file: "smollm2" in file.models and "t" in file.teams, "all of it")
+    with Control(tmp_path, [], database="sqlite:////nowhere/at/all", teams={"f": {"blocked": True}}) as control:
+        file = control.published(lambda file: "f" in file.teams, "the file's team")
+        assert names(file) == {"smollm2": ("gpu",)}
+        assert file.models["smollm2"].input_pico == 1_000_000
+        assert file.teams == {"f": Allowance(blocked=True), "t": Allowance(requests_per_minute=1)}
+
+
+# -- issuers --
+
+
+def test_an_issuers_keys_are_published_and_followed(tmp_path: Path) -> None:
+    with IssuerHost() as host:
+        host.discoverable(jwks("k1"), **{"cache-control": "max-age=0"})
+        issuers = [{"issuer": host.url, "audience": ["glasshouse"]}]
+        with Control(tmp_path, [], issuers=issuers) as control:
+            file = control.published(lambda file: b"k1" in file.issuers[0].keys, "its keys")
+            assert (file.issuers[0].issuer, file.issuers[0].audience) == (host.url, ("glasshouse",))
+            host.discoverable(jwks("k1", "k2"))
+            control.published(lambda file: b"k2" in file.issuers[0].keys, "a new one")
+            log = control.stop()
+    assert [line["message"] for line in log].count("an issuer's keys are known") == 2
+    with Control(tmp_path, [], issuers=[{**issuers[0], "leeway": 5}]) as control:
+        file = control.published(lambda file: file.issuers[0].leeway_s == 5, "the new settings")
+        assert b"k2" in file.issuers[0].keys, "what was known of it, though it is down"
+        log = until(lambda: [line for line in control.log() if line["level"] == "warning"] or None, "it to be told of")
+    assert log[0]["message"] == "an issuer's keys can't be fetched; those that were known of it stay"
+
+
+def test_the_first_snapshot_waits_for_issuers_for_a_while(tmp_path: Path) -> None:
+    with IssuerHost() as host:
+        host.discoverable(jwks("k1"))
+        with Control(tmp_path, [], issuers=[{"issuer": host.url, "audience": ["glasshouse"]}]) as control:
+            file = control.published(lambda file: True, "the first one")
+            assert b"k1" in file.issuers[0].keys
+
+
+def jwks(*names: str) -> bytes:
+    return json.dumps({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "x", "kid": name} for name in names]}).encode()

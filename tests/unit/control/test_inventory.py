@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import msgspec
 import pytest
 
+from proxy.control.catalogue import Catalogue, holding
 from proxy.control.discovery import Answer, Kind
 from proxy.control.inventory import Inventory
-from proxy.nouns import BackendSettings, ModelSettings, PriceSettings
+from proxy.nouns import BackendSettings, BoundsSettings, DatedPriceSettings, ModelSettings, PriceSettings
 from proxy.settings import Settings
-from proxy.snapshot import Model, SnapshotFile
+from proxy.snapshot import LaterPrice, Model, SnapshotFile
 
 NOW = 1_795_000_000_000_000_000
 
@@ -29,17 +31,18 @@ def backend(name: str, models: list[str] | None = None, **fields: object) -> Bac
 
 
 def inventory(*backends: BackendSettings, previous: SnapshotFile | None = None, **settings: object) -> Inventory:
-    return Inventory(Settings(backends=list(backends), **settings), previous, NOW)  # type: ignore[arg-type]
+    held = holding(Settings(backends=list(backends), **settings), Catalogue())  # type: ignore[arg-type]
+    return Inventory(BoundsSettings(), held, previous, NOW)
 
 
 def published(of: Inventory) -> SnapshotFile:
     """As it comes back from the file."""
-    file = SnapshotFile(models=of.models(), backends=of.backends())
+    file = SnapshotFile(models=of.models(NOW), backends=of.backends())
     return msgspec.msgpack.decode(msgspec.msgpack.encode(file), type=SnapshotFile)
 
 
 def served(of: Inventory) -> dict[str, tuple[str, ...]]:
-    return {name: model.backends for name, model in of.models().items()}
+    return {name: model.backends for name, model in of.models(NOW).items()}
 
 
 def test_nothing_is_known_before_an_answer() -> None:
@@ -54,7 +57,7 @@ def test_an_answer_is_taken_over() -> None:
     stock = inventory(backend("a"))
     assert stock.known["a"].answered(answer("small", "large"), NOW)
     assert served(stock) == {"small": ("a",), "large": ("a",)}
-    assert stock.models()["small"].card == card("small")
+    assert stock.models(NOW)["small"].card == card("small")
     assert stock.backends()["a"].kind == "vllm"
     assert stock.known["a"].reachable
     assert stock.complete
@@ -63,18 +66,18 @@ def test_an_answer_is_taken_over() -> None:
 def test_one_model_on_several_backends_has_the_first_ones_card() -> None:
     stock = inventory(backend("a"), backend("b"))
     stock.known["b"].answered(answer("m", root="b"), NOW)
-    assert stock.models()["m"] == Model("m", ("b",), card=card("m", root="b"))
+    assert stock.models(NOW)["m"] == Model("m", ("b",), card=card("m", root="b"))
     stock.known["a"].answered(answer("m", root="a"), NOW)
-    assert stock.models()["m"] == Model("m", ("a", "b"), card=card("m", root="a"))
+    assert stock.models(NOW)["m"] == Model("m", ("a", "b"), card=card("m", root="a"))
 
 
 def test_the_same_again_is_no_change() -> None:
     """vLLM makes up `created` and `permission` anew for every answer."""
     stock = inventory(backend("a"))
     stock.known["a"].answered(answer("m", created=1, permission=[{"id": "x"}]), NOW)
-    before = stock.models()
+    before = stock.models(NOW)
     assert not stock.known["a"].answered(answer("m", created=2, permission=[{"id": "y"}]), NOW + 1)
-    assert stock.models() == before
+    assert stock.models(NOW) == before
     assert stock.known["a"].answered_unix_ns == NOW + 1
 
 
@@ -82,7 +85,7 @@ def test_another_context_length_is_one() -> None:  # failure 54
     stock = inventory(backend("a"))
     stock.known["a"].answered(answer("m", created=1, max_model_len=1024), NOW)
     assert stock.known["a"].answered(answer("m", created=2, max_model_len=2048), NOW)
-    assert stock.models()["m"].card == card("m", created=2, max_model_len=2048)
+    assert stock.models(NOW)["m"].card == card("m", created=2, max_model_len=2048)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +142,9 @@ def test_a_declared_model_is_there_before_anybody_answers() -> None:
     stock = inventory(backend("a", ["m"]))
     assert served(stock) == {"m": ("a",)}
     own = {"id": "m", "object": "model", "created": NOW // 10**9, "owned_by": "glasshouse"}
-    assert msgspec.json.decode(stock.models()["m"].card) == own
+    assert msgspec.json.decode(stock.models(NOW)["m"].card) == own
     stock.known["a"].answered(answer("m"), NOW)
-    assert stock.models()["m"].card == card("m")
+    assert stock.models(NOW)["m"].card == card("m")
 
 
 @pytest.mark.parametrize(("declared", "kind"), [("auto", "vllm"), ("openai", "openai"), ("vllm", "vllm")])
@@ -157,7 +160,7 @@ def test_a_declared_kind_is_believed(declared: str, kind: str) -> None:
 def test_prices() -> None:
     price = PriceSettings(input=Decimal("0.05"), cached_input=Decimal("0.01"), output=Decimal("0.2"))
     stock = inventory(backend("a", ["m", "free"]), models={"m": ModelSettings(price=price)})
-    made = stock.models()
+    made = stock.models(NOW)
     assert (made["m"].input_pico, made["m"].cached_input_pico, made["m"].output_pico) == (50_000, 10_000, 200_000)
     assert (made["free"].input_pico, made["free"].cached_input_pico, made["free"].output_pico) == (0, 0, 0)
 
@@ -167,7 +170,7 @@ def test_cached_input_costs_what_input_costs_unless_it_is_said() -> None:
         "m": ModelSettings(price=PriceSettings(input=Decimal(3))),
         "n": ModelSettings(price=PriceSettings(input=Decimal(3), cached_input=Decimal(0))),
     }
-    made = inventory(backend("a", ["m", "n"]), models=prices).models()
+    made = inventory(backend("a", ["m", "n"]), models=prices).models(NOW)
     assert made["m"].cached_input_pico == 3_000_000
     assert made["n"].cached_input_pico == 0
 
@@ -180,7 +183,7 @@ def test_a_new_process_begins_with_what_the_last_one_knew() -> None:
     before.known["a"].answered(answer("m", "n"), NOW)
     before.known["b"].answered(answer("m", kind="openai"), NOW)
     after = inventory(backend("a"), backend("b"), previous=published(before))
-    assert after.models() == before.models()
+    assert after.models(NOW) == before.models(NOW)
     assert after.backends() == before.backends()
     assert after.known["a"].reachable is None
     assert not after.known["a"].answered(answer("m", "n"), NOW), "which is why an answer that says the same is no change"
@@ -205,5 +208,121 @@ def test_settings_that_changed_since_count() -> None:
 
 def test_a_card_of_our_own_stays_the_same() -> None:
     before = inventory(backend("a", ["m"]))
-    later = Inventory(Settings(backends=[backend("a", ["m"])]), published(before), NOW + 10**12)
-    assert later.models() == before.models()
+    held = holding(Settings(backends=[backend("a", ["m"])]), Catalogue())
+    later = Inventory(BoundsSettings(), held, published(before), NOW + 10**12)
+    assert later.models(NOW) == before.models(NOW)
+
+
+# -- what comes and goes --
+
+
+def following(stock: Inventory, *backends: BackendSettings, **settings: object) -> None:
+    stock.follow(holding(Settings(backends=list(backends), **settings), Catalogue()))  # type: ignore[arg-type]
+
+
+def test_backends_come_and_go() -> None:
+    stock = inventory(backend("a"), backend("b"))
+    for name in "ab":
+        stock.known[name].answered(answer("m"), NOW)
+    kept = stock.known["b"]
+    following(stock, backend("b"), backend("c", ["n"]))
+    assert served(stock) == {"m": ("b",), "n": ("c",)}
+    assert stock.known["b"] is kept, "it is asked as before"
+    assert stock.known["c"].reachable is None
+
+
+def test_another_address_is_another_backend() -> None:
+    stock = inventory(backend("a"))
+    stock.known["a"].answered(answer("m"), NOW)
+    former = stock.known["a"]
+    following(stock, backend("a", url="http://elsewhere:8000"))
+    assert stock.known["a"] is not former
+    assert served(stock) == {}
+
+
+def test_the_same_server_declared_otherwise_keeps_what_is_known_of_it() -> None:
+    """It is asked anew, with what is declared now."""
+    stock = inventory(backend("a"))
+    stock.known["a"].answered(answer("m", "n"), NOW)
+    former = stock.known["a"]
+    following(stock, backend("a", ["m"], api_key_env="KEY"))
+    assert stock.known["a"] is not former
+    assert served(stock) == {"m": ("a",)}
+    assert (stock.backends()["a"].kind, stock.backends()["a"].api_key_env) == ("vllm", "KEY")
+    assert stock.models(NOW)["m"].card == card("m")
+
+
+def test_https_is_another_server_than_http() -> None:
+    stock = inventory(backend("a", url="http://a:443"))
+    stock.known["a"].answered(answer("m"), NOW)
+    following(stock, backend("a", url="https://a:443"))
+    assert served(stock) == {}
+
+
+# -- what is said of a model --
+
+
+def test_an_alias_stands_for_its_model() -> None:
+    stock = inventory(backend("a"), models={"org/large": ModelSettings(aliases=("gpt-4", "default"), assumed_output_tokens=7)})
+    assert served(stock) == {}, "what nobody serves has no alias either"
+    stock.known["a"].answered(answer("org/large", root="/weights", parent=None, max_model_len=99), NOW)
+    models = published(stock).models
+    assert list(models) == ["org/large", "gpt-4", "default"]
+    alias = models["gpt-4"]
+    assert alias == msgspec.structs.replace(models["org/large"], card=alias.card)
+    said = {"id": "gpt-4", "owned_by": "vllm", "root": "/weights", "parent": "org/large", "max_model_len": 99}
+    assert msgspec.json.decode(alias.card) == said
+
+
+def test_an_alias_of_an_engine_that_says_little() -> None:
+    stock = inventory(backend("a"), models={"m": ModelSettings(aliases=("n",))})
+    stock.known["a"].answered(Answer("openai", {"m": b'{"id":"m"}'}), NOW)
+    assert msgspec.json.decode(stock.models(NOW)["n"].card) == {"id": "n", "root": "m", "parent": "m"}
+
+
+def test_a_model_that_is_served_comes_before_an_alias() -> None:
+    stock = inventory(backend("a"), backend("b"), models={"m": ModelSettings(aliases=("n",))})
+    stock.known["a"].answered(answer("m"), NOW)
+    assert stock.models(NOW)["n"].name == "m"
+    stock.known["b"].answered(answer("n"), NOW)
+    assert (stock.models(NOW)["n"].name, served(stock)["n"]) == ("n", ("b",))
+
+
+def test_an_alias_is_no_model_of_the_next_process() -> None:
+    settings = {"m": ModelSettings(aliases=("n",))}
+    before = inventory(backend("a"), models=settings)
+    before.known["a"].answered(answer("m"), NOW)
+    after = inventory(backend("a"), models=settings, previous=published(before))
+    assert after.models(NOW) == before.models(NOW)
+    assert after.known["a"].models() == ["m"]
+
+
+def test_defaults_are_json() -> None:
+    stock = inventory(backend("a", ["m"]), models={"m": ModelSettings(defaults={"temperature": 0.5, "stop": ["\n", "ü"]})})
+    assert published(stock).models["m"].defaults == (("temperature", b"0.5"), ("stop", b'["\\n","\xc3\xbc"]'))
+
+
+def dated(*prices: tuple[str, int]) -> ModelSettings:
+    """A first price of 1, then others, each so many seconds after NOW."""
+    at = datetime.fromtimestamp(NOW // 10**9, UTC)
+    later = [DatedPriceSettings(input=Decimal(price), valid_from=at + timedelta(seconds=after)) for price, after in prices]
+    return ModelSettings(price=PriceSettings(input=Decimal(1)), prices=tuple(later))
+
+
+def test_prices_that_come_later() -> None:
+    stock = inventory(backend("a", ["m"]), models={"m": dated(("4", 20), ("2", -10), ("3", 10))})
+
+    def valid(after_s: int) -> tuple[int, list[tuple[int, int]]]:
+        model = stock.models(NOW + after_s * 10**9)["m"]
+        return model.input_pico, [((each.from_unix_ns - NOW) // 10**9, each.input_pico) for each in model.later_prices]
+
+    assert valid(-11) == (1_000_000, [(-10, 2_000_000), (10, 3_000_000), (20, 4_000_000)])
+    assert valid(-10) == (2_000_000, [(10, 3_000_000), (20, 4_000_000)])
+    assert valid(10) == (3_000_000, [(20, 4_000_000)])
+    assert valid(20) == (4_000_000, [])
+
+
+def test_a_later_price_of_cached_input_is_its_own() -> None:
+    stock = inventory(backend("a", ["m"]), models={"m": dated(("4", 20))})
+    [later] = stock.models(NOW)["m"].later_prices
+    assert later == LaterPrice(NOW + 20 * 10**9, 4_000_000, 4_000_000, 0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.control.prices import per_million_tokens, pico_per_token
+from proxy.control.rates import per_million_tokens, pico_per_token
 
 
 @pytest.mark.parametrize(

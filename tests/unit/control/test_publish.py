@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,16 @@ from proxy.control.declared import Declared
 from proxy.control.discovery import Answer
 from proxy.control.feed import CatalogueFeed
 from proxy.control.inventory import Inventory
+from proxy.control.issuers import Fetched, Issuers
 from proxy.control.publish import PATIENCE_NS, REPEAT_NS, Publisher
+from proxy.nouns import KeySettings
 from proxy.settings import Settings
 from proxy.snapshot import UNLIMITED, Allowance, Budget, Principal, Snapshot, SnapshotFile, read_snapshot
+from proxy.spend import Period
+from proxy.spend.periods import Counted, read_counted
 from proxy.store import create_key, hash_key, open_database, revoke_key
 
+NOW = 1_795_000_000_000_000_000
 ANSWER = Answer("vllm", {"m": b'{"id":"m"}'})
 
 
@@ -27,15 +33,21 @@ class Parts:
     """A control process without its loops."""
 
     def __init__(self, settings: Settings, previous: SnapshotFile | None = None) -> None:
-        self.inventory = Inventory(settings, previous, 1)
-        declared = Declared(settings)
-        self.feed = CatalogueFeed(settings.database_url, declared, previous)
-        self.publisher = Publisher(settings, declared, self.inventory, self.feed, previous)
+        self.feed = CatalogueFeed(settings, previous)
+        self.inventory = Inventory(settings.bounds, self.feed.known.declared.held, previous, NOW)
+        self.issuers = Issuers(settings.issuers, previous)
+        self.publisher = Publisher(settings, self.inventory, self.feed, self.issuers, previous)
         self.known = self.inventory.known["backend-0"]
 
-    def publish(self, running_ns: int = 0) -> SnapshotFile | None:
+    def poll(self) -> bool:
+        """As the process's loop does."""
+        if changed := self.feed.poll():
+            self.inventory.follow(self.feed.known.declared.held)
+        return changed
+
+    def publish(self, running_ns: int = 0, now_ns: int = NOW) -> SnapshotFile | None:
         """What was written, read back; None if nothing was due."""
-        if (file := self.publisher.due(running_ns)) is None:
+        if (file := self.publisher.due(running_ns, now_ns)) is None:
             return None
         assert self.publisher.write(file)
         return read_snapshot(self.publisher._path)
@@ -58,14 +70,14 @@ def test_the_first_snapshot_waits_for_keys_and_backends(settings: Settings) -> N
     assert parts.publish() is None
     parts.known.failed("refused", 1)
     assert parts.publish() is None
-    assert parts.feed.poll()
+    assert parts.poll()
     assert parts.publish() is not None
 
 
 def test_but_not_for_ever_for_a_backend_that_hangs(settings: Settings) -> None:  # failure 53
     parts = Parts(settings)
     assert parts.publish(PATIENCE_NS) is None, "for the keys it does"
-    parts.feed.poll()
+    parts.poll()
     assert parts.publish(PATIENCE_NS - 1) is None
     assert parts.publish(PATIENCE_NS) is not None
 
@@ -73,14 +85,14 @@ def test_but_not_for_ever_for_a_backend_that_hangs(settings: Settings) -> None: 
 def test_a_key_gets_in_and_out_again(settings: Settings, engine: Engine) -> None:
     parts = Parts(settings)
     parts.known.answered(ANSWER, 1)
-    parts.feed.poll()
+    parts.poll()
     first = parts.publish()
     assert first is not None
-    assert first.keys == {}
+    assert len(first.keys) == 0
 
     with engine.begin() as connection:
         secret, row = create_key(connection, "alice")
-    assert parts.feed.poll()
+    assert parts.poll()
     second = parts.publish()
     assert second is not None
     principal = Snapshot(second).principal(hash_key(secret))
@@ -90,19 +102,19 @@ def test_a_key_gets_in_and_out_again(settings: Settings, engine: Engine) -> None
 
     with engine.begin() as connection:
         revoke_key(connection, "alice")
-    assert parts.feed.poll()
+    assert parts.poll()
     third = parts.publish()
     assert third is not None
-    assert third.keys == {}
+    assert len(third.keys) == 0
     assert first.published_unix_ns < second.published_unix_ns < third.published_unix_ns
 
 
 def test_nothing_new_is_not_written(settings: Settings) -> None:
     parts = Parts(settings)
     parts.known.answered(ANSWER, 1)
-    parts.feed.poll()
+    parts.poll()
     assert parts.publish() is not None
-    assert not parts.feed.poll()
+    assert not parts.poll()
     assert not parts.known.answered(ANSWER, 2)
     assert parts.publish() is None
 
@@ -110,7 +122,7 @@ def test_nothing_new_is_not_written(settings: Settings) -> None:
 def test_nothing_new_is_told_again_before_its_date_is_old(settings: Settings) -> None:
     parts = Parts(settings)
     parts.known.answered(ANSWER, 1)
-    parts.feed.poll()
+    parts.poll()
     first = parts.publish()
     assert first is not None
     parts.feed.as_of_unix_ns = first.published_unix_ns + REPEAT_NS - 1
@@ -124,7 +136,7 @@ def test_nothing_new_is_told_again_before_its_date_is_old(settings: Settings) ->
 def test_a_new_model_is_written_at_once_with_a_later_date(settings: Settings) -> None:
     parts = Parts(settings)
     parts.known.failed("refused", 1)
-    parts.feed.poll()
+    parts.poll()
     first = parts.publish()
     assert parts.known.answered(ANSWER, 2)
     second = parts.publish()
@@ -172,7 +184,7 @@ def test_what_is_declared_is_published_with_the_key_of_that_name(settings: Setti
     }
     parts = Parts(with_limits(settings, **said))
     parts.known.answered(ANSWER, 1)
-    parts.feed.poll()
+    parts.poll()
     file = parts.publish()
     assert file is not None
     budgets = (
@@ -210,12 +222,12 @@ def test_another_allowance_is_written_at_once(settings: Settings, engine: Engine
         secret, _ = create_key(connection, "alice")
     before = Parts(settings)
     before.known.answered(ANSWER, 1)
-    before.feed.poll()
+    before.poll()
     previous = before.publish()
     assert previous is not None
 
     after = Parts(with_limits(settings, database="sqlite:////nowhere/at/all", **declared), previous)
-    assert not after.feed.poll()
+    assert not after.poll()
     file = after.publish()
     assert file is not None
     expected = Declared(with_limits(settings, **declared))
@@ -224,21 +236,80 @@ def test_another_allowance_is_written_at_once(settings: Settings, engine: Engine
     assert after.publish() is None
 
 
+def test_what_is_counted_is_told_before_anybody_has_the_limits(settings: Settings, engine: Engine) -> None:
+    parts = Parts(with_limits(settings, everyone={"budgets": [{"tokens": 1, "per": "week"}]}))
+    parts.known.answered(ANSWER, 1)
+    parts.poll()
+    settings.periods_path.mkdir()
+    file = parts.publisher.due(0, NOW)
+    assert file is not None
+    assert not parts.publisher.write(file)
+    assert not settings.snapshot_path.exists()
+    settings.periods_path.rmdir()
+    assert parts.publish() is not None
+    assert read_counted(settings.periods_path) == Counted((Period("week"),))
+    with engine.begin() as connection:
+        create_key(connection, "alice", KeySettings(concurrent_requests=1))
+    parts.poll()
+    assert parts.publish() is not None
+    assert read_counted(settings.periods_path) == Counted((Period("week"),), concurrency=True)
+
+
+def test_a_price_that_becomes_valid_is_published(settings: Settings) -> None:
+    soon = datetime.fromtimestamp(NOW // 10**9 + 5, UTC).isoformat()
+    parts = Parts(with_limits(settings, models={"m": {"prices": [{"input": 2, "valid_from": soon}]}}))
+    parts.known.answered(ANSWER, 1)
+    parts.poll()
+    first = parts.publish()
+    assert first is not None
+    assert (first.models["m"].input_pico, len(first.models["m"].later_prices)) == (0, 1)
+    assert parts.publish(now_ns=NOW + 4 * 10**9) is None
+    second = parts.publish(now_ns=NOW + 5 * 10**9)
+    assert second is not None
+    assert (second.models["m"].input_pico, second.models["m"].later_prices) == (2_000_000, ())
+
+
+def test_keys_of_an_issuer_are_published(settings: Settings) -> None:
+    issuers = [{"issuer": "https://id.example", "audience": ["glasshouse"]}]
+    parts = Parts(with_limits(settings, issuers=issuers))
+    parts.known.answered(ANSWER, 1)
+    parts.poll()
+    assert parts.publish() is None, "for the first answer or failure"
+    parts.issuers.known[0].failed("down", 1)
+    first = parts.publish()
+    assert first is not None
+    assert first.issuers[0].keys == b'{"keys":[]}'
+    assert parts.issuers.known[0].answered(Fetched(b'{"keys":[{}]}', 60), 2)
+    second = parts.publish()
+    assert second is not None
+    assert second.issuers[0].keys == b'{"keys":[{}]}'
+
+
+def test_what_holds_for_users_and_projects_is_published(settings: Settings) -> None:
+    parts = Parts(with_limits(settings, users={"u": {"blocked": True}}, projects={"p": {"tokens_per_minute": 7}}))
+    parts.known.answered(ANSWER, 1)
+    parts.poll()
+    file = parts.publish()
+    assert file is not None
+    assert dict(file.users) == {"u": Allowance(blocked=True)}
+    assert file.projects == {"p": Allowance(tokens_per_minute=7)}
+
+
 def test_a_declaration_for_nobody_is_told_of_once(settings: Settings, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     with engine.begin() as connection:
         create_key(connection, "alice")
     parts = Parts(with_limits(settings, keys={"alice": {}, "alcie": {}}))
-    assert parts.feed.without_key is None
+    assert parts.feed.known.without_key is None
     for _ in range(2):
-        parts.feed.poll()
+        parts.poll()
         with engine.begin() as connection:
             create_key(connection, f"other-{time.monotonic_ns()}")
-    assert parts.feed.without_key == ["alcie"]
+    assert parts.feed.known.without_key == ["alcie"]
     assert [getattr(record, "keys", None) for record in caplog.records] == [["alcie"]]
     with engine.begin() as connection:
         create_key(connection, "alcie")
-    parts.feed.poll()
-    assert parts.feed.without_key == []
+    parts.poll()
+    assert parts.feed.known.without_key == []
 
 
 def test_a_database_that_is_down(settings: Settings, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:  # failure 46
@@ -247,15 +318,15 @@ def test_a_database_that_is_down(settings: Settings, engine: Engine, caplog: pyt
         create_key(connection, "alice")
     parts = Parts(settings)
     parts.known.failed("refused", 1)
-    parts.feed.poll()
+    parts.poll()
     first = parts.publish()
     assert first is not None
 
     with engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE keys RENAME TO hidden")
         connection.exec_driver_sql("UPDATE catalogue SET revision = revision + 1")
-    assert not parts.feed.poll()
-    assert not parts.feed.poll()
+    assert not parts.poll()
+    assert not parts.poll()
     assert "no such table" in parts.feed.error
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert parts.publish() is None
@@ -268,7 +339,7 @@ def test_a_database_that_is_down(settings: Settings, engine: Engine, caplog: pyt
 
     with engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE hidden RENAME TO keys")
-    parts.feed.poll()
+    parts.poll()
     assert parts.feed.error == ""
     assert parts.feed.as_of_unix_ns > second.published_unix_ns
 
@@ -278,14 +349,14 @@ def test_starting_with_the_database_down(settings: Settings, engine: Engine, tmp
         secret, _ = create_key(connection, "alice")
     before = Parts(settings)
     before.known.answered(ANSWER, 1)
-    before.feed.poll()
+    before.poll()
     previous = before.publish()
 
     elsewhere = Settings.of(
         {"state_dir": str(tmp_path), "backends": [{"url": "http://127.0.0.1:1"}], "database": "sqlite:////nowhere/at/all"}
     )
     after = Parts(elsewhere, previous)
-    assert not after.feed.poll()
+    assert not after.poll()
     assert after.publish() is None, "all of it is in the file already"
     after.known.answered(Answer("vllm", {"n": b'{"id":"n"}'}), 2)
     file = after.publish()
@@ -299,7 +370,7 @@ def test_a_database_that_was_replaced_is_read_in_full(settings: Settings, engine
         create_key(connection, "alice")
     before = Parts(settings)
     before.known.answered(ANSWER, 1)
-    before.feed.poll()
+    before.poll()
     previous = before.publish()
     engine.dispose()
     before.feed.close()
@@ -308,7 +379,7 @@ def test_a_database_that_was_replaced_is_read_in_full(settings: Settings, engine
     with open_database(settings.database_url).begin() as connection:
         secret, _ = create_key(connection, "bob")
     after = Parts(settings, previous)
-    assert after.feed.poll()
+    assert after.poll()
     file_again = after.publish()
     assert file_again is not None
     assert list(file_again.keys) == [hash_key(secret)]
@@ -318,10 +389,10 @@ def test_a_full_disk(settings: Settings, caplog: pytest.LogCaptureFixture) -> No
     """What couldn't be written stays due; it is said once."""
     parts = Parts(settings)
     parts.known.answered(ANSWER, 1)
-    parts.feed.poll()
+    parts.poll()
     parts.publisher._path = Path("/dev/full/snapshot")
     for _ in range(2):
-        file = parts.publisher.due(0)
+        file = parts.publisher.due(0, NOW)
         assert file is not None
         assert not parts.publisher.write(file)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
@@ -337,7 +408,7 @@ def test_no_secret_and_no_hash_in_the_log(
         secret, _ = create_key(connection, "alice")
     parts = Parts(settings)
     parts.known.answered(ANSWER, 1)
-    parts.feed.poll()
+    parts.poll()
     parts.publish()
     said = json.dumps([record.__dict__ for record in caplog.records], default=str)
     assert secret not in said

@@ -1,0 +1,34 @@
+"""What users, projects and keys have in common: they are of a team, or of none."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import Connection
+
+from proxy.control import catalogue
+from proxy.control.access import Caller
+from proxy.control.state import State
+from proxy.errors import InvalidRequest
+from proxy.nouns import MemberSettings
+from proxy.store import PROJECTS, TEAMS, USERS, Noun
+
+M = TypeVar("M", bound=MemberSettings)
+
+
+def of_own_team(connection: Connection, state: State, caller: Caller, _name: str, value: M) -> M:
+    """The same, of the caller's team if he has one and nothing else is said. Raises InvalidRequest: what it is of isn't there, or
+    not there for him."""
+    if caller.team is not None and value.team is None:
+        value = msgspec.structs.replace(value, team=caller.team)
+    for noun in (TEAMS, USERS, PROJECTS):
+        wanted = getattr(value, noun.one, None)
+        if wanted is not None and not _is_there(connection, state, caller, noun, wanted):
+            raise InvalidRequest(f"{noun.one}: there is no {noun.one} {wanted!r}", param=noun.one)
+    return value
+
+
+def _is_there(connection: Connection, state: State, caller: Caller, noun: Noun[Any], name: str) -> bool:
+    held = catalogue.one(connection, state.settings, noun, name)
+    return held is not None and caller.sees(name if noun is TEAMS else held.value.team)
