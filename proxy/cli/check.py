@@ -6,24 +6,31 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from sqlalchemy.exc import DBAPIError
 
 from proxy.cli.config import config_option, load_settings, usable
 from proxy.cli.report import printable, table
 from proxy.control.discovery import Answer, DiscoveryError, address_of, ask, ask_version, max_model_len, new_client, url_of
-from proxy.control.prices import per_million_tokens, pico_per_token
+from proxy.control.issuers import fetch
+from proxy.control.rates import per_million_tokens, pico_per_token
 from proxy.nouns import AllowanceSettings, BackendSettings, ModelSettings, PriceSettings
 from proxy.pricelist import CURRENCY, pricelist
-from proxy.settings import RedisSettings, Settings
-from proxy.store import StoreError, live_keys, open_engine, reader
+from proxy.settings import IssuerSettings, RedisSettings, Settings
+from proxy.wire.bounds import NUMBERS
+
+if TYPE_CHECKING:
+    from proxy.store import LiveKey
 
 ANSWER_S = 5.0
+_HOLDERS = (("teams", "team", "in this team"), ("users", "user", "this user's"), ("projects", "project", "for this project"))
 
 
 @dataclass
@@ -52,19 +59,22 @@ def check(backends: tuple[str, ...], config: Path | None) -> None:
     settings = usable(load_settings(config, {"backends": [{"url": url} for url in backends]} if backends else {}))
     if not settings.backends:
         raise click.ClickException("there are no backends; name one with --backend URL or in glasshouse.yaml")
-    findings = asyncio.run(examine(settings))
+    findings, issuers = asyncio.run(examine(settings))
     click.echo(table(["BACKEND", "URL", "REACHABLE", "KIND", "VERSION", "MODEL", "MAX LENGTH"], _lines(findings)))
     if models := _models(settings, findings):
         click.echo(f"\nPrices in {settings.currency} per million tokens:")
-        click.echo(
-            table(["MODEL", "INPUT", "CACHED INPUT", "OUTPUT", "SAID BY"], [_price_line(settings, model) for model in models])
-        )
-    problems = [f"{each.name}: {text}" for each in findings for text in each.problems]
+        now = datetime.now(UTC)
+        lines = [line for model in models for line in _price_lines(settings.models.get(model, ModelSettings()), model, now)]
+        click.echo(table(["MODEL", "INPUT", "CACHED INPUT", "OUTPUT", "SAID BY"], lines))
+    problems = [f"{each.name}: {text}" for each in findings for text in each.problems] + issuers
     remarks = [f"{each.name}: {text}" for each in findings for text in each.remarks]
     remarks += unserved(settings, findings) + not_covered(settings) + perhaps_sold(settings, findings)
-    names, trouble = _key_names(settings)
+    served = _models(settings, findings)
+    in_use, trouble = _keys_in_use(settings)
     problems += trouble
-    remarks += for_nobody(settings, names) + for_nothing(settings, _models(settings, findings)) + not_counted(settings)
+    remarks += for_nobody(settings, in_use) + known_already(settings, in_use or ())
+    remarks += for_nothing(settings, served) + not_counted(settings)
+    remarks += shadowed(settings, served) + out_of_bounds(settings) + replaced(settings, datetime.now(UTC)) + inside(settings)
     if settings.redis is not None:
         version, wrong, forgetful = _look_at_redis(settings.redis)
         click.echo(f"\nRedis: {settings.redis.shown}{f', version {version}' if version else ''}")
@@ -81,10 +91,23 @@ def check(backends: tuple[str, ...], config: Path | None) -> None:
     sys.exit(1 if problems else 0)
 
 
-async def examine(settings: Settings) -> list[Finding]:
-    """All backends at once; in the order of the settings."""
+async def examine(settings: Settings) -> tuple[list[Finding], list[str]]:
+    """All backends and issuers at once; in the order of the settings. Of issuers what is wrong with them."""
     names = [settings.backend_name(index) for index in range(len(settings.backends))]
-    return list(await asyncio.gather(*map(_examine, settings.backends, names)))
+    findings, issuers = await asyncio.gather(
+        asyncio.gather(*map(_examine, settings.backends, names)),
+        asyncio.gather(*(_keys_of(at, issuer) for at, issuer in enumerate(settings.issuers))),
+    )
+    return findings, [text for text in issuers if text]
+
+
+async def _keys_of(at: int, issuer: IssuerSettings) -> str:
+    """Why its public keys can't be had; "" if they can."""
+    try:
+        await fetch(issuer, ANSWER_S)
+    except DiscoveryError as error:
+        return f"issuers[{at}] {issuer.issuer}: {error}"
+    return ""
 
 
 def unserved(settings: Settings, findings: Sequence[Finding]) -> list[str]:
@@ -119,13 +142,31 @@ def perhaps_sold(settings: Settings, findings: Sequence[Finding]) -> list[str]:
     ]
 
 
-def for_nobody(settings: Settings, names: Collection[str] | None) -> list[str]:
-    """Allowances of keys that aren't among these, those in use, and of teams that have no key. None: keys aren't known."""
-    teams = {key.team for key in settings.keys.values()}
-    missing = [] if names is None else [name for name in settings.keys if name not in names]
-    return [f"keys.{name}: no key in use has this name" for name in missing] + [
-        f"teams.{name}: no key is in this team" for name in settings.teams if name not in teams
-    ]
+def for_nobody(settings: Settings, in_use: Sequence[LiveKey] | None) -> list[str]:
+    """What is said of keys that aren't among these, those in use, and of teams, users and projects that no key is of. None: keys
+    aren't known. Whose tokens say whose they are, nobody knows before they come."""
+    names = None if in_use is None else {key.name for key in in_use}
+    missing = [name for name, key in settings.keys.items() if names is not None and key.hash is None and name not in names]
+    said = [f"keys.{name}: no key in use has this name" for name in missing]
+    keys = [*settings.keys.values(), *(key.value for key in in_use or ())]
+    for section, of, text in _HOLDERS:
+        if all(getattr(issuer.claims, of) is None for issuer in settings.issuers):
+            taken = {getattr(key, of) for key in keys}
+            said += [f"{section}.{name}: no key is {text}" for name in getattr(settings, section) if name not in taken]
+    return said
+
+
+def known_already(settings: Settings, in_use: Sequence[LiveKey]) -> list[str]:
+    """Keys with their hash in the file, which the database has too, or has another of that name."""
+    names = {key.hash: key.name for key in in_use}
+    said = []
+    for name, key in settings.keys.items():
+        other = None if key.hash is None else names.get(bytes.fromhex(key.hash.removeprefix("sha256:")))
+        if other is not None:
+            said.append(f"keys.{name}.hash: the database has this key too, as {other!r}; what the file says holds")
+        elif key.hash is not None and name in names.values():
+            said.append(f"keys.{name}: the database has another key of this name, and both work")
+    return said
 
 
 def for_nothing(settings: Settings, served: Sequence[str]) -> list[str]:
@@ -148,23 +189,80 @@ def not_counted(settings: Settings) -> list[str]:
     ]
 
 
+def shadowed(settings: Settings, served: Sequence[str]) -> list[str]:
+    """Aliases that never stand for their model."""
+    aliases = [(name, alias) for name, model in settings.models.items() for alias in model.aliases]
+    return [
+        f"models.{name}.aliases: {alias!r} is a model that a backend serves, and that comes first"
+        for name, alias in aliases
+        if alias in served
+    ]
+
+
+def out_of_bounds(settings: Settings) -> list[str]:
+    """Defaults that a request may not have."""
+    said = []
+    for name, model in settings.models.items():
+        for parameter, value in model.defaults.items():
+            bound = NUMBERS.get(parameter, "")
+            most = getattr(model.bounds, bound, None) or getattr(settings.bounds, bound, None)
+            if most is not None and isinstance(value, int | float) and value > most:
+                place = f"models.{name}.defaults.{parameter}"
+                said.append(f"{place}: {value} is over its bound of {most}, so requests that don't say it are refused")
+    return said
+
+
+def replaced(settings: Settings, now: datetime) -> list[str]:
+    """Prices that another one has taken the place of."""
+    said = []
+    for name, model in settings.models.items():
+        begun = [price.valid_from for price in model.prices if price.valid_from <= now]
+        said += [
+            f"models.{name}.prices[{at}]: another has taken its place since {max(begun).isoformat()}"
+            for at, price in enumerate(model.prices)
+            if begun and price.valid_from < max(begun)
+        ]
+    return said
+
+
+def inside(settings: Settings) -> list[str]:
+    """Where engines may be sent to, and that are in somebody's own network."""
+    return [
+        f"media.hosts: engines may be sent to {host!r}, which is in your own network"
+        for host in settings.media.hosts
+        if _is_private(host)
+    ]
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return "." not in host.removeprefix("*.") or host.endswith((".local", ".internal", ".localhost", ".lan"))
+
+
 def _allowances(settings: Settings) -> Iterator[tuple[str, AllowanceSettings]]:
     """With their places in the settings."""
     yield "everyone", settings.everyone
-    for section, declared in (("teams", settings.teams), ("keys", settings.keys)):
-        for name, each in declared.items():
+    for section in ("teams", "users", "projects", "keys"):
+        for name, each in getattr(settings, section).items():
             yield f"{section}.{name}", each
 
 
-def _key_names(settings: Settings) -> tuple[set[str] | None, list[str]]:
-    """Of the keys in use, and why they can't be known. None where there is no database yet; it is left as it is."""
-    if not settings.keys or not (settings.database or settings.database_path.exists()):
+def _keys_in_use(settings: Settings) -> tuple[list[LiveKey] | None, list[str]]:
+    """And why they can't be known. None where there is no database yet; it is left as it is."""
+    asked = settings.keys or settings.teams or settings.users or settings.projects
+    if not asked or not (settings.database or settings.database_path.exists()):
         return None, []
+    from sqlalchemy.exc import DBAPIError
+
+    from proxy.store import StoreError, live_keys, open_engine, reader
+
     try:
         engine = reader(open_engine(settings.database_url))
         try:
             with engine.connect() as connection:
-                return {key.name for key in live_keys(connection)}, []
+                return list(live_keys(connection)), []
         finally:
             engine.dispose()
     except DBAPIError as error:
@@ -213,12 +311,23 @@ def _models(settings: Settings, findings: Sequence[Finding]) -> list[str]:
     return list(dict.fromkeys([*listed, *(model for each in settings.backends for model in each.models)]))
 
 
-def _price_line(settings: Settings, model: str) -> list[object]:
-    said = settings.models.get(model, ModelSettings()).price
-    price = said or PriceSettings()
-    figures = [per_million_tokens(pico_per_token(each)) for each in (price.input, price.cached, price.output)]
-    source = "nobody" if said is None else "the settings" if said.from_ is None else f"price list: {said.from_}"
-    return [model, *figures, source]
+def _price_lines(settings: ModelSettings, model: str, now: datetime) -> list[list[object]]:
+    """What it costs now, and from when on it will cost something else."""
+    dated = sorted(settings.prices, key=lambda price: price.valid_from)
+    begun = [price for price in dated if price.valid_from <= now]
+    current = begun[-1] if begun else settings.price
+    later = [
+        [*_price_line(model, price), f"{_said_by(price)}, from {price.valid_from.isoformat()}"] for price in dated[len(begun) :]
+    ]
+    return [[*_price_line(model, current or PriceSettings()), _said_by(current)], *later]
+
+
+def _price_line(model: str, price: PriceSettings) -> list[object]:
+    return [model, *(per_million_tokens(pico_per_token(each)) for each in (price.input, price.cached, price.output))]
+
+
+def _said_by(price: PriceSettings | None) -> str:
+    return "nobody" if price is None else "the settings" if price.from_ is None else f"price list: {price.from_}"
 
 
 def _lines(findings: Sequence[Finding]) -> list[list[object]]:

@@ -2,6 +2,9 @@
 
 With no backend configured it brings a demo along: a small real model on two engines, and Phoenix. The demo and its key exist
 for trying things out; that prompts and answers are kept in its traces is said in the banner, and is so nowhere else.
+
+No secret is known before the first start: it makes a key and an admin key, and shows them then. An admin key may also be given,
+in the environment variable GLASSHOUSE_ADMIN_KEY; our children don't get to see it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import click
 import msgspec
 
 from proxy import __version__, logs
+from proxy.cli.client import KEY_VARIABLE, URL_VARIABLE
 from proxy.cli.config import config_option, load_settings, usable
 from proxy.embedded import HOST, Companion, CompanionError, environments
 from proxy.embedded.engine import MODEL_NAME, engine, threads_each
@@ -48,6 +52,8 @@ PHOENIX_TIMEOUT = 180.0
 MODELS_TIMEOUT = 5.0
 FIRST_ENGINE_PORT, PHOENIX_PORT, PHOENIX_GRPC_PORT = 8411, 6006, 4317
 PORTS_TRIED = 100
+FIRST_ADMIN, GIVEN_ADMIN = "first", "environment"
+"""The names of the admin keys that are made and given here."""
 DEMO_PRICE = PriceSettings(input=Decimal("0.05"), cached_input=Decimal("0.01"), output=Decimal("0.20"))
 """An example, so that costs show up; running the model costs what the machine costs."""
 
@@ -60,14 +66,17 @@ def up(backends: tuple[str, ...], listen: str | None, config: Path | None) -> No
     """Run the proxy and all that belongs to it, until Ctrl-C.
 
     With no backend configured, a demo comes along: two engines with a small model, and Phoenix.
+
+    What GLASSHOUSE_ADMIN_KEY holds becomes an admin key, if it isn't one; without it the first start makes one and shows it.
     """
     overrides: dict[str, object] = {}
     if backends:
         overrides["backends"] = [{"url": url} for url in backends]
     if listen:
         overrides["listen"] = listen
+    admin_key = os.environ.pop(KEY_VARIABLE, "").strip()
     try:
-        well = asyncio.run(_run(lambda: usable(load_settings(config, overrides)), Console()))
+        well = asyncio.run(_run(lambda: usable(load_settings(config, overrides)), Console(), admin_key))
     except (SupervisorError, CompanionError) as error:
         raise click.ClickException(str(error)) from None
     sys.exit(0 if well else 1)
@@ -86,20 +95,23 @@ class Plan:
     """name → port"""
     phoenix_ports: tuple[int, int] | None
     """(HTTP, gRPC) of the Phoenix that we start."""
+    stored: bool = False
+    """There are backends in the database."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Plan:
-        """With backends: these, and a Phoenix if the settings say so. Without: the demo. Raises SupervisorError."""
+    def of(cls, settings: Settings, *, stored: bool = False) -> Plan:
+        """With backends, in the settings or in the database: these, and a Phoenix if the settings say so. Without: the demo.
+        Raises SupervisorError."""
         ports = _free_ports()
-        if settings.backends:
-            return cls(settings, False, {}, _own_phoenix(settings.phoenix, ports))
+        if settings.backends or stored:
+            return cls(settings, False, {}, _own_phoenix(settings.phoenix, ports), stored)
         engines = {f"engine-{index}": ports(FIRST_ENGINE_PORT) for index in range(2)}
         pair = ports(PHOENIX_PORT), ports(PHOENIX_GRPC_PORT)
         return cls(settings, True, engines, pair).with_settings(settings)
 
     def with_settings(self, settings: Settings) -> Plan:
         """The same engines and Phoenix, with what a file says now. Raises SupervisorError."""
-        if self.demo == bool(settings.backends):
+        if self.demo == bool(settings.backends or self.stored):
             running = "the engines of the demo" if self.demo else "those of the settings"
             raise SupervisorError(f"backends: {running} are running; stop `glasshouse up` and start it again to change that")
         if self.demo:
@@ -121,6 +133,25 @@ class Plan:
             phoenix=msgspec.structs.replace(settings.phoenix, url=url, start=True),
             control=msgspec.structs.replace(settings.control, discover_every=min(1.0, settings.control.discover_every)),
         )
+
+
+def _has_backends(settings: Settings) -> bool:
+    """In the database, as it is: one that isn't there yet, or is older than they are, has none."""
+    if not (settings.database or settings.database_path.exists()):
+        return False
+    from sqlalchemy.exc import DBAPIError
+
+    from proxy.store import BACKENDS, StoreError, entries, open_engine, reader
+
+    try:
+        engine = reader(open_engine(settings.database_url))
+        try:
+            with engine.connect() as connection:
+                return bool(entries(connection, BACKENDS, limit=1))
+        finally:
+            engine.dispose()
+    except (StoreError, DBAPIError):  # what can't be used is told of when it is prepared
+        return False
 
 
 def _own_phoenix(settings: PhoenixSettings, ports: Callable[[int], int]) -> tuple[int, int] | None:
@@ -165,10 +196,11 @@ def _is_free(port: int) -> bool:
 # -- running it --
 
 
-async def _run(load: Callable[[], Settings], console: Console) -> bool:
+async def _run(load: Callable[[], Settings], console: Console, admin_key: str) -> bool:
     """Until a signal; True if all went well. `load` reads the settings, now and at each reload; it raises ClickException."""
-    plan = Plan.of(load())
-    keyring = Keyring(plan.demo, console)
+    settings = load()
+    plan = Plan.of(settings, stored=not settings.backends and await asyncio.to_thread(_has_backends, settings))
+    keyring = Keyring(plan.demo, console, admin_key)
     supervisor = Supervisor(plan.settings, tell=console.event, prepare=keyring.prepare)
     settings = supervisor.open()
     logs.setup("supervisor", stream=open_log(settings.log_path / "supervisor.log"))
@@ -209,7 +241,8 @@ async def _start(plan: Plan, supervisor: Supervisor, keyring: Keyring, console: 
     await supervisor.ready(ENGINE_TIMEOUT if plan.engines else CORE_TIMEOUT, soon, progress)
     snapshot = await _catalogue(supervisor.settings, keyring.digest, console)
     traces = await _traces(supervisor, companions.get("phoenix"), progress)
-    banner = Banner(supervisor.settings, plan.demo, keyring.secret, snapshot, traces, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    banner = Banner(supervisor.settings, plan.demo, keyring.secret, keyring.admin_secret, snapshot, traces, seconds)
     console.line("\n".join(banner.lines()))
     return plan
 
@@ -313,23 +346,31 @@ async def _stop(supervisor: Supervisor, console: Console) -> bool:
     return well
 
 
-# -- the key --
+# -- the keys --
 
 
 class Keyring:
-    """Makes the first key. Keys are kept as hashes: only the demo keeps its own in a file, so that its command can be pasted."""
+    """Makes the first key and the first admin key. Keys are kept as hashes: only the demo keeps its own in a file, so that its
+    command can be pasted.
 
-    def __init__(self, demo: bool, console: Console) -> None:
+    secret: the key that was made now, or the demo's. admin_secret: the admin key that was made now; one that was `given` is not
+    ours to show.
+    """
+
+    def __init__(self, demo: bool, console: Console, given: str = "") -> None:
         self._demo = demo
         self._console = console
+        self._given = given
         self.secret: str | None = None
+        self.admin_secret: str | None = None
 
     @property
     def digest(self) -> bytes | None:
         return None if self.secret is None else hashlib.sha256(self.secret.encode()).digest()
 
     def prepare(self, settings: Settings) -> None:
-        """Migrate the database; create a key if there is none (in the demo: if its own isn't there any more)."""
+        """Migrate the database; create a key if there is none (in the demo: if its own isn't there any more), and an admin key
+        if there never was one. Raises SupervisorError."""
         from proxy.store import StoreError, open_database
 
         try:
@@ -338,26 +379,57 @@ class Keyring:
             raise SupervisorError(str(error)) from None
         try:
             with database.begin() as connection:
-                self._find_or_create(connection, settings.state_path / "demo-key")
+                self._find_or_create_admin(connection)
+                self._find_or_create(connection, settings)
+        except StoreError as error:
+            raise SupervisorError(str(error)) from None
         finally:
             database.dispose()
         if self.secret is not None and not self._demo:
             self._console.line(f"created the key 'default', shown only now: {self.secret}")
+        if self.admin_secret is not None:
+            self._console.line(f"created the admin key {FIRST_ADMIN!r}, shown only now: {self.admin_secret}")
 
-    def _find_or_create(self, connection: Connection, file: Path) -> None:
-        from proxy.store import create_key, list_keys, live_keys, revoke_key
+    def _find_or_create_admin(self, connection: Connection) -> None:
+        """A given one takes the place of the one that was given before."""
+        from proxy.store import (
+            GLASSHOUSE,
+            StoreError,
+            create_admin_key,
+            find_admin,
+            hash_key,
+            list_admin_keys,
+            revoke_admin_key,
+        )
 
-        names = {key.name for key in live_keys(connection)}
+        known = list_admin_keys(connection)
+        if not self._given:
+            if not known:
+                self.admin_secret = create_admin_key(connection, FIRST_ADMIN, "admin")[0]
+            return
+        if find_admin(connection, hash_key(self._given), time.time_ns()) is not None:
+            return
+        try:
+            if any(row.name == GIVEN_ADMIN and row.revoked_at is None for row in known):
+                revoke_admin_key(connection, GIVEN_ADMIN, GLASSHOUSE)
+            create_admin_key(connection, GIVEN_ADMIN, "admin", secret=self._given)
+        except StoreError as error:
+            raise SupervisorError(f"{KEY_VARIABLE}: {error}") from None
+
+    def _find_or_create(self, connection: Connection, settings: Settings) -> None:
+        from proxy.store import create_key, find_key, holder, list_keys, revoke_key
+
         if not self._demo:
-            if not list_keys(connection):
+            if not any(key.hash for key in settings.keys.values()) and not list_keys(connection, limit=1):
                 self.secret = create_key(connection, "default")[0]
             return
+        file = settings.state_path / "demo-key"
         with contextlib.suppress(FileNotFoundError):
             self.secret = file.read_text().strip()
-        if self.digest in {key.hash for key in live_keys(connection)}:
+        if self.digest is not None and holder(connection, self.digest, time.time_ns()) is not None:
             return
-        name = "demo" if "default" in names else "default"
-        if name in names:
+        name = "default" if find_key(connection, "default") is None else "demo"
+        if find_key(connection, name) is not None:
             revoke_key(connection, name)
         self.secret = create_key(connection, name)[0]
         file.unlink(missing_ok=True)
@@ -375,6 +447,7 @@ class Banner:
     settings: Settings
     demo: bool
     secret: str | None
+    admin_secret: str | None
     snapshot: SnapshotFile
     traces: Traces
     seconds: float
@@ -393,7 +466,7 @@ class Banner:
             yield _fact("limits", f"of {workers}, shared through {settings.redis.shown}")
         yield _fact("traces", self.traces.text)
         yield _fact("metrics", f"http://{settings.metrics.listen}/metrics")
-        yield _fact("control", f"http://{settings.control.listen}")
+        yield _fact("control", self.control_url)
         yield _fact("state", f"{settings.state_path}  (logs in log/)")
         yield ""
         if self.demo:
@@ -408,10 +481,11 @@ class Banner:
 
     @property
     def base_url(self) -> str:
-        host, port = address(self.settings.listen)
-        host = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104
-        scheme = "http" if self.settings.tls is None else "https"
-        return f"{scheme}://[{host}]:{port}/v1" if ":" in host else f"{scheme}://{host}:{port}/v1"
+        return f"{_url('http' if self.settings.tls is None else 'https', self.settings.listen)}/v1"
+
+    @property
+    def control_url(self) -> str:
+        return _url("http", self.settings.control.listen)
 
     def _backend(self, name: str, url: str) -> str:
         if name in without_model(self.snapshot, self.settings):
@@ -438,6 +512,13 @@ class Banner:
         yield f"    -d {shlex.quote(body)}"
         yield ""
         yield f"  Then look: {'at the trace (the link above) and ' if self.traces.seen else ''}`{own_command()} usage`."
+        if self.admin_secret is not None:
+            yield ""
+            yield f"  `{own_command()}` manages keys, teams, models, budgets, and needs no key for it here. From elsewhere:"
+            yield ""
+            yield f"  export {URL_VARIABLE}={self.control_url} {KEY_VARIABLE}={self.admin_secret}"
+            yield f'  curl "${URL_VARIABLE}/keys" -H "Authorization: Bearer ${KEY_VARIABLE}"'
+            yield ""
         yield "  Ctrl-C stops everything."
 
 
@@ -448,6 +529,13 @@ def own_command() -> str:
     if program.name == "__main__.py" or (found is not None and Path(found).samefile(program)):
         return "glasshouse"
     return str(program)
+
+
+def _url(scheme: str, listen: str) -> str:
+    """Of what listens there, for who is on this machine."""
+    host, port = address(listen)
+    host = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104  compared, not bound
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _fact(name: str, text: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import stat
@@ -16,13 +18,38 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import msgspec
 import pytest
 
-from proxy.cli.up import DEMO_PRICE, FIRST_ENGINE_PORT, PHOENIX_PORT, Banner, Console, Keyring, Plan, Traces, without_model
+from proxy.cli.up import (
+    DEMO_PRICE,
+    FIRST_ENGINE_PORT,
+    PHOENIX_PORT,
+    Banner,
+    Console,
+    Keyring,
+    Plan,
+    Traces,
+    _has_backends,
+    without_model,
+)
 from proxy.embedded.engine import MODEL_NAME
-from proxy.settings import Settings
+from proxy.nouns import BackendSettings
+from proxy.settings import ControlSettings, Settings
 from proxy.snapshot import Backend, Model, SnapshotFile
-from proxy.store import create_key, list_keys, live_keys, open_database, revoke_key
+from proxy.store import (
+    BACKENDS,
+    GLASSHOUSE,
+    create_key,
+    hash_key,
+    list_admin_keys,
+    list_keys,
+    live_keys,
+    open_database,
+    put,
+    revoke_admin_key,
+    revoke_key,
+)
 from proxy.supervisor import SupervisorError
 from tests.conftest import Start
 from tests.support.glasshouse import DEFAULTS, LAST_WORDS, ROOT
@@ -62,6 +89,15 @@ class TestRunning:
         done = subprocess.run(["sh", "-c", command[1]], capture_output=True, timeout=60, check=True)
         assert done.stdout.endswith(b"data: [DONE]\n\n")
 
+    def test_the_commands_that_it_prints_for_administrators_work(self, glasshouse: Start, vllm: ScriptedVLLM) -> None:
+        running = glasshouse([vllm.url])
+        said = running.logs()["up"]
+        command = re.search(r"^  (export GLASSHOUSE_URL=.*)\n  (curl .*)\n", said, re.MULTILINE)
+        assert command is not None
+        done = subprocess.run(["sh", "-c", f"{command[1]}\n{command[2]}"], capture_output=True, timeout=60, check=True)
+        assert [key["name"] for key in json.loads(done.stdout)["data"]] == ["default"]
+        assert said.count(running.admin_key) == 2, "when it is made, and in the command"
+
     def test_the_first_key_is_shown_once(self, glasshouse: Start, vllm: ScriptedVLLM, tmp_path: Path) -> None:
         first = glasshouse([vllm.url], state_dir=tmp_path / "state")
         assert f"created the key 'default', shown only now: {first.key}" in first.logs()["up"]
@@ -69,10 +105,29 @@ class TestRunning:
         (tmp_path / "state" / "up.out").unlink()
         again = glasshouse([vllm.url], state_dir=tmp_path / "state", key=first.key)
         assert "gh-" not in again.logs()["up"]
+        assert "gha-" not in again.logs()["up"]
+        assert "GLASSHOUSE_ADMIN_KEY" not in again.logs()["up"]
         assert "glasshouse keys create" in again.logs()["up"]
         assert '"Authorization: Bearer $OPENAI_API_KEY"' in again.logs()["up"]
         assert ask(again.url, CHAT, HELLO, key=first.key).status == 200
         assert not (tmp_path / "state" / "demo-key").exists()
+        files = [file for file in (tmp_path / "state").rglob("*") if file.is_file() and file.name != "up.out"]
+        for secret in (first.key, first.admin_key):
+            assert [file.name for file in files if secret[8:].encode() in file.read_bytes()] == []  # failure 76
+
+    def test_an_admin_key_may_be_given_and_is_nobody_elses(self, glasshouse: Start, vllm: ScriptedVLLM) -> None:
+        given = base64.b64encode(secrets.token_bytes(32)).decode()
+        running = glasshouse([vllm.url], env={"GLASSHOUSE_ADMIN_KEY": f"{given}\n"})  # as a file of a secret store has it
+        assert [row["name"] for row in json.loads(running.command("admins", "list", "--json").stdout)] == ["environment"]
+        elsewhere = {"GLASSHOUSE_URL": running.control_url, "GLASSHOUSE_ADMIN_KEY": given}
+        assert "default" in running.command("keys", "list", env=elsewhere, within=Path("/")).stdout
+        running.command("keys", "list", env={**elsewhere, "GLASSHOUSE_ADMIN_KEY": f"{given}x"}, within=Path("/"), status=1)
+        assert not [name for name, text in running.logs().items() if "gha-" in text or given[4:] in text]
+        pids = running.pids()
+        children = [pid for role, each in pids.items() if role != "supervisor" for pid in each]
+        assert len(children) == 3
+        for pid in children:
+            assert given.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
 
     def test_a_backend_that_does_not_answer_is_named_and_holds_nothing_up(self, glasshouse: Start, vllm: ScriptedVLLM) -> None:
         with socket.socket() as nobody:
@@ -125,12 +180,12 @@ class TestRunning:
 class TestRefusing:
     """A start that can't succeed ends at once, with a text that says what to do."""
 
-    def refused(self, backend: str, config: dict[str, Any], state_dir: Path) -> str:
+    def refused(self, backend: str, config: dict[str, Any], state_dir: Path, **env: str) -> str:
         file = state_dir.parent / "refused.yaml"
         file.write_text(json.dumps({**DEFAULTS, "backends": [{"url": backend}], "state_dir": str(state_dir), **config}))
         done = subprocess.run(
             [sys.executable, "-P", "-m", "proxy.cli", "up", "--config", str(file)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             capture_output=True,
             timeout=60,
             check=False,
@@ -158,6 +213,18 @@ class TestRefusing:
         assert said.startswith("Error: the database sqlite:///")
         assert "Traceback" not in said
 
+    @pytest.mark.parametrize("key", ["sk-1234", "changeme" * 6, "0123456789" * 4, "a b" * 20])  # failure 75
+    def test_an_admin_key_that_somebody_could_guess(self, tmp_path: Path, key: str) -> None:
+        said = self.refused("http://127.0.0.1:1", {}, tmp_path / "state", GLASSHOUSE_ADMIN_KEY=key)
+        assert "Error: GLASSHOUSE_ADMIN_KEY: not usable as the secret of an admin key: " in said
+        assert "such as the output of: openssl rand -base64 32" in said
+        assert key not in said
+        database = open_database(f"sqlite:///{tmp_path}/state/glasshouse.db")
+        with database.connect() as connection:
+            assert list_admin_keys(connection) == []
+            assert list_keys(connection) == [], "nothing is made by a start that is refused"
+        database.dispose()
+
     def test_a_process_that_cannot_start(self, tmp_path: Path) -> None:
         (tmp_path / "state").mkdir()
         (tmp_path / "state" / "journal").symlink_to("/proc/self/fd")  # a folder where not even root can make a file
@@ -169,6 +236,21 @@ class TestPlan:
     def test_with_backends_nothing_comes_along(self) -> None:
         settings = Settings.of({"backends": [{"url": "http://127.0.0.1:8000"}]})
         assert Plan.of(settings) == Plan(settings, False, {}, None)
+
+    def test_nor_with_backends_in_the_database(self, tmp_path: Path) -> None:
+        settings = Settings.of({"state_dir": str(tmp_path)})
+        assert not _has_backends(settings)
+        assert not settings.database_path.exists(), "and none is made"
+        database = open_database(settings.database_url)
+        assert not _has_backends(settings)
+        with database.begin() as connection:
+            put(connection, BACKENDS, "gpu0", BackendSettings(url="http://127.0.0.1:8000"), GLASSHOUSE)
+        database.dispose()
+        assert _has_backends(settings)
+        plan = Plan.of(settings, stored=True)
+        assert (plan.demo, plan.engines) == (False, {})
+        assert not plan.with_settings(settings).demo
+        assert not _has_backends(Settings.of({"database": "postgresql://127.0.0.1:1/nobody?connect_timeout=1"}))
 
     def test_without_backends_the_demo_comes_along(self) -> None:
         plan = Plan.of(Settings())
@@ -243,10 +325,18 @@ class TestKeyring:
     def settings(self, directory: Path) -> Settings:
         return Settings.of({"state_dir": str(directory)})
 
-    def made(self, directory: Path, *, demo: bool) -> Keyring:
-        keyring = Keyring(demo, Console())
+    def made(self, directory: Path, *, demo: bool, given: str = "") -> Keyring:
+        keyring = Keyring(demo, Console(io.StringIO()), given)
         keyring.prepare(self.settings(directory))
         return keyring
+
+    def admins(self, directory: Path) -> list[tuple[str, bool]]:
+        """Name, in use."""
+        database = open_database(self.settings(directory).database_url)
+        with database.begin() as connection:
+            found = [(row.name, row.revoked_at is None) for row in list_admin_keys(connection)]
+        database.dispose()
+        return found
 
     def living(self, directory: Path) -> dict[str, bytes]:
         database = open_database(self.settings(directory).database_url)
@@ -287,6 +377,35 @@ class TestKeyring:
         database.dispose()
         assert self.made(tmp_path, demo=False).secret is None
 
+    def test_none_is_made_where_the_file_has_some(self, tmp_path: Path) -> None:
+        keyring = Keyring(False, Console(io.StringIO()))
+        whole = {"hash": f"sha256:{hash_key('gh-something').hex()}"}
+        keyring.prepare(Settings.of({"state_dir": str(tmp_path), "keys": {"alice": whole}}))
+        assert (keyring.secret, keyring.admin_secret is None) == (None, False)
+
+    def test_the_first_admin_key_is_made_only_where_none_ever_was(self, tmp_path: Path) -> None:
+        first = self.made(tmp_path, demo=True)
+        assert first.admin_secret is not None
+        assert first.admin_secret.startswith("gha-")
+        assert self.admins(tmp_path) == [("first", True)]
+        assert self.made(tmp_path, demo=True).admin_secret is None
+        database = open_database(self.settings(tmp_path).database_url)
+        with database.begin() as connection:
+            revoke_admin_key(connection, "first")
+        database.dispose()
+        assert self.made(tmp_path, demo=True).admin_secret is None, "what was revoked doesn't come back by a restart"
+
+    def test_a_given_admin_key_takes_the_place_of_the_one_before(self, tmp_path: Path) -> None:
+        given, other = ("gha-" + secrets.token_urlsafe(32) for _ in range(2))
+        for _ in range(2):
+            assert self.made(tmp_path, demo=False, given=given).admin_secret is None
+            assert self.admins(tmp_path) == [("environment", True)]
+        self.made(tmp_path, demo=False, given=other)
+        assert sorted(self.admins(tmp_path)) == [("environment", False), ("environment", True)]
+        with pytest.raises(SupervisorError, match=r"^GLASSHOUSE_ADMIN_KEY: this secret is or was that of the admin key"):
+            self.made(tmp_path, demo=False, given=given)
+        assert sorted(self.admins(tmp_path)) == [("environment", False), ("environment", True)], "the other one still works"
+
     def test_keys_that_people_made_are_left_alone(self, tmp_path: Path) -> None:
         database = open_database(self.settings(tmp_path).database_url)
         with database.begin() as connection:
@@ -302,6 +421,7 @@ class TestBanner:
 
     def text(self, settings: Settings = settings, **more: Any) -> str:
         shown: dict[str, Any] = {"demo": False, "secret": "gh-key", "snapshot": SnapshotFile(), "seconds": 1.0}
+        shown["admin_secret"] = None
         shown["traces"] = Traces("t", True)
         return "\n".join(Banner(settings, **{**shown, **more}).lines())
 
@@ -323,6 +443,12 @@ class TestBanner:
         assert without_model(snapshot, self.settings) == []
         assert '"model":"m"' in self.text(snapshot=snapshot)
         assert "gpu-0  http://10.0.0.1:8000  (vllm)" in self.text(snapshot=snapshot)
+
+    def test_an_admin_key_is_shown_with_what_it_is_for(self) -> None:
+        settings = msgspec.structs.replace(self.settings, control=ControlSettings(listen="0.0.0.0:8401"))
+        said = self.text(settings, admin_secret="gha-key")
+        assert "export GLASSHOUSE_URL=http://127.0.0.1:8401 GLASSHOUSE_ADMIN_KEY=gha-key\n" in said
+        assert "ADMIN_KEY" not in self.text(settings)
 
     def test_the_demo_says_that_it_keeps_prompts(self) -> None:
         assert "prompts and answers are kept" in self.text(demo=True)

@@ -47,7 +47,8 @@ LAST_WORDS: Final = "Ctrl-C stops everything."
 """Of the banner."""
 MODULES: Final = {"proxy.worker": "worker", "collectors": "collector", "proxy.control": "control", "proxy.cli": "supervisor"}
 
-_KEY: Final = re.compile(r"\bgh-[A-Za-z0-9_-]{43}\b")
+_KEY: Final = re.compile(r"\bgh-[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])")
+_ADMIN_KEY: Final = re.compile(r"\bgha-[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])")
 _direct = build_opener(ProxyHandler({}), HTTPSHandler(context=client_context()))
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ class Glasshouse:
     backends: URLs, or mappings as in the configuration file.
     config: laid over `DEFAULTS`, section by section.
     state_dir: kept when given; otherwise temporary, and gone after `stop`.
-    key: of an existing state directory; a fresh one makes its own.
+    key, admin_key: of an existing state directory; a fresh one makes its own.
     models: wait until a model of every backend is known (turn it off where a backend is meant to be dead).
     patience: seconds for each thing that is waited for.
     within: a command that runs another one, somewhere else: `ip netns exec NAME`.
@@ -79,6 +80,7 @@ class Glasshouse:
         state_dir: Path | None = None,
         *,
         key: str = "",
+        admin_key: str = "",
         models: bool = True,
         env: Mapping[str, str] | None = None,
         patience: float = PATIENCE,
@@ -93,9 +95,11 @@ class Glasshouse:
         if listed := [{"url": each} if isinstance(each, str) else dict(each) for each in backends]:
             self.config["backends"] = listed
         self.key = key
+        self.admin_key = admin_key
         self._models = models
         self._patience = patience
-        self._env = {**os.environ, **(env or {}), "PYTHONPATH": str(ROOT)}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("GLASSHOUSE_")}
+        self._env = {**clean, **(env or {}), "PYTHONPATH": str(ROOT)}
         self._process: subprocess.Popen[bytes] | None = None
         self.settings = Settings.of(self.config)
 
@@ -172,6 +176,26 @@ class Glasshouse:
     @property
     def metrics_url(self) -> str:
         return f"http://{self.settings.metrics.listen}/metrics"
+
+    # -- the command line --
+
+    def command(
+        self, *arguments: str, status: int = 0, env: Mapping[str, str] | None = None, within: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """`glasshouse ARGUMENTS` as it is typed beside it, or in the directory `within` where nothing is known of it."""
+        config = [] if within is not None else ["--config", str(self.state_dir / "config.yaml")]
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "proxy.cli", *arguments, *config],
+            env={**self._env, **(env or {})},
+            cwd=within,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        if done.returncode != status:
+            raise self.failure(f"glasshouse {' '.join(arguments)}: status {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
 
     # -- processes --
 
@@ -293,8 +317,9 @@ class Glasshouse:
         return found
 
     def _serving(self) -> bool:
-        if not self.key and (found := _KEY.search(self.logs().get("up", ""))):
-            self.key = found[0]
+        said = self.logs().get("up", "")
+        self.key = self.key or _first(_KEY, said)
+        self.admin_key = self.admin_key or _first(_ADMIN_KEY, said)
         snapshot = self.snapshot()
         if not (self.key and snapshot.keys):
             return False
@@ -339,6 +364,11 @@ class Glasshouse:
         for pid in self._processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found[0] if found else ""
 
 
 class _Enough:

@@ -19,7 +19,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "a directory"
     directory.mkdir()
     monkeypatch.chdir(directory)
-    monkeypatch.delenv("GLASSHOUSE_CONFIG", raising=False)
+    for name in ("GLASSHOUSE_CONFIG", "GLASSHOUSE_URL", "GLASSHOUSE_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
     return directory
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from proxy.cli.check import Finding, perhaps_sold
 from proxy.control.discovery import Answer, Kind
+from proxy.nouns import KeySettings
 from proxy.settings import Settings
-from proxy.store import create_key, open_database
+from proxy.store import create_key, hash_key, open_database
 from tests.support.redis import Redis, redis_server
 from tests.support.scripted_vllm import ScriptedVLLM
 from tests.unit.cli.conftest import Command
@@ -174,6 +175,89 @@ def test_for_whom_and_for_what_the_limits_are(command: Command, vllm: ScriptedVL
     engine.dispose()
     output = command("check").stdout
     assert [line for line in output.splitlines() if line.startswith("remark")] == expected
+
+
+def remarks(command: Command, status: int = 0) -> list[str]:
+    return [line.partition("   ")[2] for line in command("check", status=status).stdout.splitlines() if line.startswith("remark")]
+
+
+def test_who_is_of_nobody(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    whole = "sha256:" + "ab" * 32
+    settings: dict[str, Any] = {
+        "backends": [{"url": vllm.url}],
+        "teams": {"research": {}, "sales": {}},
+        "users": {"zoe": {"team": "sales"}},
+        "projects": {"bot": {"models": ["nothing*"]}},
+        "keys": {"alice": {"team": "research", "hash": whole}},
+    }
+    config(here, **settings)
+    (here / ".glasshouse").mkdir()
+    engine = open_database(Settings().database_url)
+    expected = [
+        "teams.sales: no key is in this team",
+        "users.zoe: no key is this user's",
+        "projects.bot: no key is for this project",
+        "projects.bot.models: no backend serves a model called 'nothing*'",
+    ]
+    assert remarks(command) == expected, "a key with its hash needs no other"
+    with engine.begin() as connection:
+        create_key(connection, "bob", KeySettings(user="zoe", project="bot"), known={"users": ["zoe"], "projects": ["bot"]})
+        create_key(connection, "alice")
+    engine.dispose()
+    assert remarks(command) == [
+        "teams.sales: no key is in this team",
+        "keys.alice: the database has another key of this name, and both work",
+        expected[-1],
+    ]
+
+
+def test_a_key_that_the_database_has_too(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    (here / ".glasshouse").mkdir()
+    engine = open_database(Settings().database_url)
+    with engine.begin() as connection:
+        secret, _ = create_key(connection, "bob")
+    engine.dispose()
+    config(here, backends=[{"url": vllm.url}], keys={"alice": {"hash": f"sha256:{hash_key(secret).hex()}"}})
+    assert remarks(command) == ["keys.alice.hash: the database has this key too, as 'bob'; what the file says holds"]
+
+
+def test_models_in_detail(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    prices = [
+        {"valid_from": "2020-01-01T00:00:00Z", "input": 1},
+        {"valid_from": "2021-01-01T00:00:00Z", "input": 2},
+        {"valid_from": "2099-01-01T00:00:00Z", "input": 3},
+    ]
+    model = {"aliases": ["other", "fine"], "defaults": {"max_tokens": 100, "n": 2, "temperature": 5}, "price": {"input": 0.5}}
+    config(here, backends=[{"url": vllm.url}], models={"smollm2": {**model, "prices": prices, "bounds": {"max_tokens": 99}}})
+    output = command("check").stdout
+    lines = [line.split(maxsplit=4) for line in output.splitlines() if line.startswith("smollm2 ")]
+    assert lines == [
+        ["smollm2", "2", "2", "0", "the settings"],
+        ["smollm2", "3", "3", "0", "the settings, from 2099-01-01T00:00:00+00:00"],
+    ]
+    assert remarks(command) == [
+        "models.smollm2.aliases: 'other' is a model that a backend serves, and that comes first",
+        "models.smollm2.defaults.max_tokens: 100 is over its bound of 99, so requests that don't say it are refused",
+        "models.smollm2.prices[0]: another has taken its place since 2021-01-01T00:00:00+00:00",
+    ]
+
+
+def test_where_engines_may_be_sent_to(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    hosts = ["images.example.com", "*.example.com", "10.0.0.5", "8.8.8.8", "db.internal", "localhost", "*.lan"]
+    config(here, backends=[{"url": vllm.url}], media={"hosts": hosts})
+    inside = [line.split("'")[1] for line in remarks(command)]
+    assert inside == ["10.0.0.5", "db.internal", "localhost", "*.lan"]
+
+
+def test_issuers(command: Command, vllm: ScriptedVLLM, nobody: str, here: Path) -> None:
+    (here / "keys.json").write_text(json.dumps({"keys": []}))
+    good = {"issuer": "https://good.example", "audience": ["x"], "jwks_file": str(here / "keys.json"), "claims": {"team": "team"}}
+    config(here, backends=[{"url": vllm.url}], issuers=[good], teams={"research": {}}, users={"zoe": {}})
+    assert remarks(command) == [], "tokens may say whose they are"
+    config(here, backends=[{"url": vllm.url}], issuers=[good, {"issuer": nobody, "audience": ["x"]}])
+    output = command("check", status=1).stdout
+    assert f"problem  issuers[1] {nobody}: " in output
+    assert "issuers[0]" not in output
 
 
 def test_keys_that_cannot_be_read(command: Command, vllm: ScriptedVLLM, here: Path) -> None:

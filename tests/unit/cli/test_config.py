@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
-from proxy.cli.config import database, load_settings, read_yaml, running_settings
+from proxy.cli.config import load_settings, read_yaml, running_settings
+from proxy.cli.local import local_transport
 from proxy.settings import Settings
 from tests.unit.cli.conftest import Command
 
@@ -155,14 +156,14 @@ def test_a_file_that_is_not_there(command: Command) -> None:
 
 
 def test_the_state_directory_is_its_owners_alone() -> None:
-    with database(Settings()):
+    with local_transport(Settings()):
         pass
     assert stat.S_IMODE(Path(".glasshouse").stat().st_mode) == 0o700
     assert Path(".glasshouse/glasshouse.db").exists()
 
 
 def test_a_database_elsewhere_needs_none() -> None:
-    with database(Settings(database="sqlite:///elsewhere.db")):
+    with local_transport(Settings(database="sqlite:///elsewhere.db")):
         pass
     assert not Path(".glasshouse").exists()
 

@@ -35,10 +35,11 @@ def test_list(command: Command) -> None:
     command("keys", "create", "bob")
     command("keys", "revoke", "bob")
     head, first, second = command("keys", "list").stdout.splitlines()
-    assert head.split() == ["ID", "NAME", "KEY", "CREATED", "REVOKED"]
+    assert head.split() == ["ID", "NAME", "KEY", "CREATED", "STATE"]
     assert "Zoë's laptop" in first
     assert f"{secret[:7]}…" in first
-    assert re.search(r"bob +gh-....… +\S+Z +\S+Z$", second)
+    assert re.search(r"bob +gh-....… +\S+Z +revoked \S+Z$", second)
+    assert len(command("keys", "list", "--in-use").stdout.splitlines()) == 2
 
 
 def test_list_as_json(command: Command) -> None:
@@ -46,7 +47,8 @@ def test_list_as_json(command: Command) -> None:
     secret = command("keys", "create", "alice").stdout.strip()
     result = command("keys", "list", "--format", "json")
     [key] = json.loads(result.stdout)
-    assert list(key) == ["id", "name", "prefix", "created_at", "revoked_at"]
+    assert {"id", "name", "prefix", "created_at", "revoked_at", "settings", "secrets"} <= key.keys()
+    assert command("keys", "list", "--json").stdout == result.stdout
     assert (key["name"], key["prefix"], key["revoked_at"]) == ("alice", secret[:7], None)
     assert secret not in result.output
 
@@ -73,8 +75,13 @@ def test_revoke(command: Command, by: str) -> None:
     [
         (["create", "taken"], "there is a key named 'taken' already"),
         (["create", " x"], "not usable as a name; allowed: 1 to 64 printable characters"),
-        (["revoke", "nobody"], "there is no key with the id or name 'nobody'"),
-        (["revoke", "\x1b[31m"], r"'\x1b[31m'"),
+        (["revoke", "nobody"], "there is no key 'nobody'"),
+        (["revoke", "\x1b[31m"], r"\x1b[31m"),
+        (["revoke", "no/body"], "there is no key 'no/body'"),
+        (["show", "nobody"], "there is no key 'nobody'"),
+        (["rotate", "nobody"], "there is no key 'nobody'"),
+        (["create", "x", "--team", "nobody"], "team: there is no team 'nobody'"),
+        (["create", "x", "--expires", "2026-01-01", "--operations", "sing"], "allowed: chat, "),
     ],
 )
 def test_no(command: Command, arguments: list[str], said: str) -> None:
@@ -83,6 +90,86 @@ def test_no(command: Command, arguments: list[str], said: str) -> None:
     assert result.stdout == ""
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+    assert "\x1b" not in result.stderr  # failure 78
+
+
+def test_all_that_can_be_said_of_one(command: Command) -> None:
+    command("teams", "create", "research")
+    command("users", "create", "zoe", "--team", "research")
+    command("projects", "create", "bot")
+    command(
+        *("keys", "create", "alice", "--team", "research", "--user", "zoe", "--project", "bot", "--tag", "a,b", "--tag", "c"),
+        *("--requests-per-minute", "5", "--models", "qwen*,small", "--operations", "chat", "--expires", "2099-01-01"),
+        *("--budget", "5M tokens/day", "--budget", "10 money/month Europe/Vienna soft", "--set", "max_input_tokens=9"),
+    )
+    settings = json.loads(command("keys", "show", "alice", "--json").stdout)["settings"]
+    assert (settings["team"], settings["user"], settings["project"], settings["tags"]) == (
+        "research",
+        "zoe",
+        "bot",
+        ["a", "b", "c"],
+    )
+    assert (settings["requests_per_minute"], settings["max_input_tokens"]) == (5, 9)
+    assert (settings["models"], settings["operations"]) == (["qwen*", "small"], ["chat"])
+    assert settings["expires"] == "2099-01-01T00:00:00Z"
+    assert [(each["tokens"], each["money"], each["soft"]) for each in settings["budgets"]] == [
+        (5_000_000, None, False),
+        (None, "10", True),
+    ]
+    shown = command("keys", "show", "alice").stdout
+    assert re.search(r"budgets +5000000 tokens/day; 10 money/month Europe/Vienna soft\n", shown)
+    assert re.search(r"secrets +gh-....… of \S+Z\n", shown)
+    command("keys", "set", "alice", "--tag", "d", "--unset", "models", "--unset", "budgets")
+    settings = json.loads(command("keys", "show", "alice", "--json").stdout)["settings"]
+    assert (settings["tags"], settings["models"], settings["budgets"]) == (["d"], None, [])
+
+
+def test_filters(command: Command) -> None:
+    command("teams", "create", "research")
+    command("keys", "create", "alice", "--team", "research", "--tag", "laptop")
+    command("keys", "create", "bob", "--tag", "laptop")
+
+    def found(*options: str) -> list[str]:
+        return [key["name"] for key in json.loads(command("keys", "list", "--json", *options).stdout)]
+
+    assert found() == ["alice", "bob"]
+    assert found("--team", "research") == ["alice"]
+    assert found("--tag", "laptop", "--containing", "o") == ["bob"]
+    assert found("--user", "nobody") == []
+    assert command("keys", "list", "--project", "nothing").stderr == "There are no such keys.\n"
+
+
+def test_rotating(command: Command) -> None:
+    first = command("keys", "create", "alice").stdout.strip()
+    made = command("keys", "rotate", "alice", "--overlap", "90m")
+    second = made.stdout.strip()
+    assert re.fullmatch(r"gh-[A-Za-z0-9_-]{43}", second)
+    assert second != first
+    assert re.search(r"shown only now; the former one works until \S+Z:\n", made.stderr)
+    key = json.loads(command("keys", "show", "alice", "--json").stdout)
+    assert [(each["prefix"], each["ends_at"] is None) for each in key["secrets"]] == [(second[:7], True), (first[:7], False)]
+    assert f"{first[:7]}… of " in command("keys", "show", "alice").stdout
+    told = json.loads(command("keys", "rotate", "alice", "--overlap", "0", "--json").stdout)
+    assert told["secret"].startswith("gh-")
+    assert (
+        "'soon' is no span of time; allowed: 0, 90s" in command("keys", "rotate", "alice", "--overlap", "soon", status=2).stderr
+    )
+
+
+def test_blocking(command: Command) -> None:
+    command("keys", "create", "alice")
+    assert "'alice'" in command("keys", "block", "alice").stderr
+    assert command("keys", "list").stdout.splitlines()[1].endswith("  blocked")
+    command("keys", "unblock", "alice")
+    assert "blocked" not in command("keys", "list").stdout
+
+
+def test_a_name_with_a_slash(command: Command) -> None:
+    command("keys", "create", "a/b")
+    command("keys", "create", "a/bc")
+    assert "'a/b'" in command("keys", "revoke", "a/b").stderr
+    states = [(key["name"], key["revoked_at"] is None) for key in json.loads(command("keys", "list", "--json").stdout)]
+    assert states == [("a/b", False), ("a/bc", True)]
 
 
 def test_a_broken_database(command: Command, here: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from proxy.cli.usage import When
+from proxy.cli.values import When
 from proxy.errors import Outcome
 from proxy.exchange import Record
 from proxy.store import insert_records, open_database
