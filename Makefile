@@ -131,5 +131,5 @@ prices: $(STAMPS)/runtime
 	$(BIN)/python -m proxy.pricelist.refresh $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .glasshouse/env $(node_clients)/node_modules
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis .glasshouse/env $(node_clients)/node_modules
 	find proxy collectors dashboards tests -name __pycache__ -type d -prune -exec rm -rf {} +

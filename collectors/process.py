@@ -1,7 +1,7 @@
 """The collector process: what runs in it, and how it stops.
 
-A thread follows the journal for each sink, a thread sends traces, a few serve `/metrics`; the main thread looks after the rest
-once a second: heartbeats, segments that everybody has, captured content that has grown old.
+A thread follows the journal for each sink, a thread sends traces, one takes old rows away (retention.py), a few serve `/metrics`;
+the main thread looks after the rest once a second: heartbeats, segments that everybody has, captured content that has grown old.
 
 Stopping, on SIGTERM (the workers have stopped before): every sink reads the journal to its end, saves its state, and the process
 ends with 0. What a sink can't store within `DRAIN_SECONDS` waits in the journal.
@@ -26,22 +26,32 @@ from collectors.records.captured import Captured
 from collectors.records.follow import Follower
 from collectors.records.ledger import LedgerSink
 from collectors.records.metrics import View
+from collectors.records.models import Models
 from collectors.records.phoenix import SpansSink
 from collectors.records.prometheus import Exposed, MetricsSink
 from collectors.records.sinks import Sink
+from collectors.retention import Retention
 from proxy import __version__
 from proxy.journal import Heartbeat, Tail, read_heartbeats, remove_heartbeat
 from proxy.last_reload import LastReload
 from proxy.settings import Settings, address
 from proxy.spend.file import SpendFile, write_spend
+from proxy.spend.periods import read_counted
 from proxy.spend.reader import COLLECTOR_ID
-from proxy.spend.windows import periods_of
+from proxy.spend.windows import Period, periods_of
 
 log = logging.getLogger(__name__)
 
 CHORES_SECONDS = 1.0
 DRAIN_SECONDS = 45.0
 LAST_SECONDS = 1.0
+
+
+def periods(settings: Settings) -> list[Period]:
+    """Those for which somebody has a budget just now: the file's, and what control says of those in the database. Raises
+    OSError."""
+    counted = read_counted(settings.periods_path)
+    return sorted({*periods_of(settings), *(() if counted is None else counted.periods)})
 
 
 class Collector:
@@ -58,8 +68,10 @@ class Collector:
         self._captured = Captured(settings.content_path)
         self._metrics = MetricsSink(state / "collector-metrics", settings.models)
         self._spans = self._make_spans(state)
-        sinks: list[Sink] = [self._make_ledger(state), self._metrics, *([self._spans] if self._spans is not None else [])]
+        self._ledger = self._make_ledger(state)
+        sinks: list[Sink] = [self._ledger, self._metrics, *([self._spans] if self._spans is not None else [])]
         self._followers = [Follower(self._tail, sink) for sink in sinks]
+        self._retention = Retention(settings.database_url, settings.retention)
         self._beats: list[Heartbeat] = []
         self._last_reload: LastReload | None = None
         self._looking = threading.Lock()
@@ -73,7 +85,7 @@ class Collector:
         settings = self._settings
         if settings.phoenix.url is None:
             return None
-        return SpansSink(state / "collector-spans", settings.phoenix, settings.models, self._captured)
+        return SpansSink(state / "collector-spans", settings.phoenix, Models(settings), self._captured)
 
     def _make_ledger(self, state: Path) -> LedgerSink:
         settings = self._settings
@@ -81,7 +93,7 @@ class Collector:
             write_spend(
                 settings.spend_path, SpendFile(currency=settings.currency)
             )  # the journal is whole, and nothing is stored yet
-        spend = settings.spend_path, periods_of(settings), settings.currency
+        spend = settings.spend_path, lambda: periods(settings), settings.currency
         return LedgerSink(settings.database_url, identity(state), self._unstored, *spend)
 
     @property
@@ -119,6 +131,7 @@ class Collector:
         deadline = time.monotonic() + DRAIN_SECONDS
         for follower in self._followers:
             follower.stop(deadline)
+        self._retention.stop(LAST_SECONDS)
         waiting = list(self._followers)
         while waiting and time.monotonic() < deadline + LAST_SECONDS:
             waiting = [follower for follower in waiting if not follower.join(0.05)]
@@ -143,6 +156,8 @@ class Collector:
         self._look_at_workers()
         self._remove_what_is_stored()
         self._captured.tidy(time.time())
+        if self._ledger.stored is not None:  # the database is there, and up to date
+            self._retention.start()
 
     def _look_at_workers(self) -> None:
         with self._looking:  # an older look must not be counted after a newer one
@@ -184,4 +199,5 @@ class Collector:
             damaged_segments=len(self._tail.damaged()),
             set_aside_records=sum(1 for _ in self._unstored.glob("*.record")),
             last_reload=self._last_reload,
+            retention=self._retention.view(),
         )

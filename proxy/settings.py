@@ -137,7 +137,8 @@ class ClaimsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     holds a list, the first value that is known here counts.
 
     user: who it is. team, project: of those declared; a value that isn't declared is refused. models: a list of names or
-    patterns, or a text with spaces between them. role: what may be done on the control API, see `IssuerSettings.roles`.
+    patterns, or a text with spaces between them; a token without this claim may use none. role: what may be done on the control
+    API, see `IssuerSettings.roles`.
     """
 
     user: Annotated[str, Meta(min_length=1)] = "sub"
@@ -311,6 +312,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.state_path / "snapshot"
 
     @property
+    def catalogue_path(self) -> Path:
+        """What control has read of the database last, all but the keys."""
+        return self.state_path / "catalogue"
+
+    @property
+    def periods_path(self) -> Path:
+        """For which periods somebody has a budget."""
+        return self.state_path / "periods"
+
+    @property
     def spend_path(self) -> Path:
         """What was spent so far, as far as the collector has stored it."""
         return self.state_path / "spend"
@@ -347,7 +358,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         try:
             return msgspec.convert(_priced(mapping), cls)
         except msgspec.ValidationError as error:
-            raise SettingsError(_explain(str(error), mapping)) from None
+            raise SettingsError(explain(str(error), mapping, cls, "the file")) from None
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -386,29 +397,31 @@ def _priced(mapping: Any) -> Any:
     Raises SettingsError: no such row."""
     match mapping:
         case {"models": dict() as models}:
-            return {**mapping, "models": {name: _priced_model(name, model) for name, model in models.items()}}
+            return {**mapping, "models": {name: priced_model(f"models.{name}.", model) for name, model in models.items()}}
         case _:
             return mapping
 
 
-def _priced_model(name: str, model: Any) -> Any:
+def priced_model(place: str, model: Any) -> Any:
+    """The same of one model, as it is written at `place`."""
     match model:
         case {"price": dict() as price}:
-            model = {**model, "price": _filled(f"models.{name}.price", price)}
+            model = {**model, "price": filled_price(f"{place}price.", price)}
     match model:
         case {"prices": list() as prices}:
-            model = {**model, "prices": [_filled(f"models.{name}.prices[{at}]", each) for at, each in enumerate(prices)]}
+            model = {**model, "prices": [filled_price(f"{place}prices[{at}].", each) for at, each in enumerate(prices)]}
     return model
 
 
-def _filled(place: str, price: Any) -> Any:
+def filled_price(place: str, price: Any) -> Any:
+    """The same of one price."""
     match price:
         case {"from": str() as row, **said} if not {"input", "cached_input", "output"} <= said.keys():
             prices = pricelist()
             if row not in prices.rows:
                 alike = "".join(f", such as {each}" for each in prices.alike(row)[:1])
                 known = f"{len(prices.rows)} models of {prices.source}{alike}"
-                raise SettingsError(f"{place}.from: {row!r} is not in the price list; allowed: the {known}")
+                raise SettingsError(f"{place}from: {row!r} is not in the price list; allowed: the {known}")
             _, price, cached, output, _ = prices.rows[row]
             return {"from": row, "input": price, "cached_input": cached, "output": output, **said}
         case _:
@@ -422,12 +435,12 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
-def _explain(text: str, mapping: object) -> str:
-    """Turn msgspec's message into: field, value, what is allowed."""
+def explain(text: str, mapping: object, kind: Any, whole: str) -> str:
+    """Turn msgspec's message into: field, value, what is allowed. `mapping` was to be a `kind`; people call it `whole`."""
     match = _AT.match(text)
     what, path = (match["what"], match["path"] or "$") if match else (text, "$")
     value: Any = mapping
-    section: Any = Settings
+    section: Any = kind
     for name, index in _STEP.findall(path):
         if index == "...":  # msgspec names no key of a mapping
             section = _element(section)
@@ -440,11 +453,11 @@ def _explain(text: str, mapping: object) -> str:
         except (KeyError, IndexError, TypeError):
             value = None
         section = _hint(section, name) if name else _element(section)
-    field = path.removeprefix("$").removeprefix(".") or "the file"
+    field = path.removeprefix("$").removeprefix(".") or whole
     if unknown := _UNKNOWN.search(what):
         allowed = ", ".join(sorted(section.__struct_encode_fields__)) if hasattr(section, "__struct_fields__") else "none"
         return f"{field}: there is no setting {unknown[1]!r} here; allowed: {allowed}"
-    if field == "the file" and ":" in what:
+    if field == whole and ":" in what:
         return what  # a check over several fields, which names its own
     if get_origin(section) is Literal:
         what = f"{what}; allowed: {', '.join(map(str, get_args(section)))}"

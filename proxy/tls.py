@@ -48,14 +48,14 @@ def check_files(settings: Settings) -> None:
                 f"tls: {settings.tls.certificate!r} with {settings.tls.key!r} can't be used ({said(error)}); "
                 "allowed: PEM files, a certificate and its key without a passphrase"
             ) from None
-    for index, backend in enumerate(settings.backends):
+    named = [(f"backends[{index}]", each.ca_file) for index, each in enumerate(settings.backends)]
+    named += [(f"issuers[{index}]", each.ca_file) for index, each in enumerate(settings.issuers)]
+    for section, ca_file in named:
         try:
-            if backend.ca_file is not None:
-                upstream_context(backend.ca_file)
+            if ca_file is not None:
+                upstream_context(ca_file)
         except OSError as error:
-            raise SettingsError(
-                f"backends[{index}].ca_file: {backend.ca_file!r} can't be used ({said(error)}); allowed: a PEM file"
-            ) from None
+            raise SettingsError(f"{section}.ca_file: {ca_file!r} can't be used ({said(error)}); allowed: a PEM file") from None
 
 
 def said(error: OSError) -> str:

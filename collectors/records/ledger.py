@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, StatementError
 
-from collectors.records.spent import Spent
+from collectors.records.spent import First, Spent, Sums
 from proxy.exchange import Phase, Record, encode_record
 from proxy.journal import Batch, Checkpoint
 from proxy.spend.file import write_spend
@@ -27,6 +27,7 @@ from proxy.spend.tally import Amounts, Who, bounded
 from proxy.spend.windows import Period
 from proxy.store import (
     StoreError,
+    day_of,
     first_since,
     insert_records,
     load_checkpoint,
@@ -34,6 +35,8 @@ from proxy.store import (
     reader,
     save_checkpoint,
     spent,
+    steady,
+    summed_days,
 )
 
 log = logging.getLogger(__name__)
@@ -51,8 +54,9 @@ class LedgerSink:
     up = True
 
     def __init__(
-        self, url: str, collector: str, unstored: Path, spend_path: Path, periods: Sequence[Period], currency: str
+        self, url: str, collector: str, unstored: Path, spend_path: Path, periods: Callable[[], Sequence[Period]], currency: str
     ) -> None:
+        """`periods`: those for which somebody has a budget just now."""
         self._url = url
         self._collector = collector
         self._unstored = unstored
@@ -88,19 +92,30 @@ class LedgerSink:
     def _read_spent(self) -> Spent:
         """What the database has: position and rows of one moment. Raises msgspec.MsgspecError."""
         with reader(self._connected()).connect() as connection:
+            steady(connection)
             blob = load_checkpoint(connection, self._collector, self.name)
-            made = Spent(self._periods, self._currency, Checkpoint() if blob is None else Checkpoint.decode(blob))
-            made.read(
-                lambda since, until: self._sums(connection, since, until),
-                lambda since: first_since(connection, self._collector, since),
-                time.time_ns(),
-            )
+            made = Spent(self._periods(), self._currency, Checkpoint() if blob is None else Checkpoint.decode(blob))
+            made.read(*self._asking(connection), time.time_ns())
         return made
 
+    def _follow_periods(self) -> None:
+        """Sum what somebody has a budget for just now. What was added here is what the database has."""
+        if self._spent is not None and self._spent.periods != (wanted := list(self._periods())):
+            with reader(self._connected()).connect() as connection:
+                steady(connection)
+                self._spent.follow(wanted, *self._asking(connection), time.time_ns())
+            self._changed = True
+
+    def _asking(self, connection: Connection) -> tuple[Sums, First]:
+        return (
+            lambda since, until: self._sums(connection, since, until),
+            lambda since: first_since(connection, self._collector, since),
+        )
+
     def _sums(self, connection: Connection, since_ns: int, until_ns: int) -> Iterator[tuple[Who, Amounts]]:
-        for worker, key_id, team, *amounts in spent(connection, self._collector, self._currency, since_ns, until_ns):
-            if any(amounts):
-                yield (worker, key_id, team), bounded(*amounts)
+        for row in spent(connection, self._collector, self._currency, since_ns, until_ns):
+            if any(amounts := (row.cost_nano, row.tokens, row.gpu_ns)):
+                yield (row.worker, row.key_id, row.team, row.user_name, row.project), bounded(*amounts)
 
     def write(self, batch: Batch) -> None:
         try:
@@ -114,6 +129,8 @@ class LedgerSink:
 
     def _store(self, records: Sequence[Record], checkpoint: Checkpoint) -> None:
         with self._connected().begin() as connection:
+            if self._behind:
+                records = self._not_counted_yet(connection, records)
             new = insert_records(connection, records, self._collector)
             save_checkpoint(connection, self._collector, self.name, checkpoint.encode())
         self._changed = True
@@ -121,6 +138,16 @@ class LedgerSink:
             self._spent = None  # some were there before
         if self._spent is not None:
             self._spent.add(records, checkpoint)
+
+    def _not_counted_yet(self, connection: Connection, records: Sequence[Record]) -> list[Record]:
+        """Where rows can't be told from those that are still to come: without those of days whose rows may have been taken away,
+        and would be counted twice."""
+        summed = summed_days(connection, self._collector)
+        kept = [record for record in records if day_of(record) not in summed]
+        if len(kept) != len(records):
+            facts = {"records": len(records) - len(kept)}
+            log.warning("records of days that are no longer kept came again; they are counted already", extra=facts)
+        return kept
 
     def _storable(self, records: Sequence[Record]) -> list[Record]:
         """Those that the database takes; the others are put aside."""
@@ -156,6 +183,7 @@ class LedgerSink:
             self._write_spend()
 
     def _write_spend(self) -> None:
+        self._follow_periods()
         began = time.monotonic()
         if not self._behind and (self._changed or not self._spend_path.exists()):
             if self._spent is None:

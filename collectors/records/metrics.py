@@ -110,6 +110,13 @@ class SpanCounts(NamedTuple):
     waiting: int = 0
 
 
+class RetentionView(NamedTuple):
+    """Rows that were taken away since this process began, by what they were; days of requests that should be gone by now."""
+
+    removed: Mapping[str, int]
+    overdue_days: int
+
+
 class View(NamedTuple):
     """What is known now. `backends`: those of the settings, so that an idle one shows 0."""
 
@@ -123,6 +130,8 @@ class View(NamedTuple):
     set_aside_records: int = 0
     last_reload: LastReload | None = None
     """None: nobody supervises this collector."""
+    retention: RetentionView | None = None
+    """None: everything is kept."""
 
     @property
     def living(self) -> list[Heartbeat]:
@@ -348,13 +357,13 @@ COUNTERS: tuple[Counter, ...] = (
     ),
     Counter(
         "glasshouse_limit_rejections_total",
-        "Accepted requests that a limit or a used-up budget refused, by whose it is (key, team, everyone) and which.",
+        "Accepted requests that a limit or a budget refused, by whose it is (key, user, project, team, everyone) and which.",
         ("level", "limit", "key"),
         _limit_rejections,
     ),
     Counter(
         "glasshouse_over_soft_budget_requests_total",
-        "Accepted requests that came when a soft budget was used up, by whose it is (key, team, everyone). They were served.",
+        "Accepted requests that came when a soft budget was used up, by whose it is. They were served.",
         ("level", "key"),
         _over_budget,
     ),
@@ -641,6 +650,20 @@ GAUGES: tuple[Gauge, ...] = (
         "Traces that wait to be sent to Phoenix.",
         (),
         lambda view: [((), view.spans.waiting)] if view.spans else [],
+    ),
+    Gauge(
+        "glasshouse_retention_removed_rows_total",
+        "Rows that this collector has taken out of the database because of their age: requests, of which sums stay, and audit.",
+        ("kind",),
+        lambda view: [((kind,), rows) for kind, rows in view.retention.removed.items()] if view.retention else [],
+        counter=True,
+    ),
+    Gauge(
+        "glasshouse_retention_overdue_days",
+        "Days of requests that are older than they are kept and not gone yet. More than 1 for an hour: something keeps them. "
+        "No sample: everything is kept.",
+        (),
+        lambda view: [((), view.retention.overdue_days)] if view.retention else [],
     ),
     Gauge(
         "glasshouse_config_last_reload_successful",

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple
@@ -195,7 +195,7 @@ class SpansSink:
         self,
         path: Path,
         settings: PhoenixSettings,
-        models: Mapping[str, ModelSettings],
+        models: Callable[[], Mapping[str, ModelSettings]],
         captured: Captured | None = None,
         limit: int = MAX_TRACES,
         hold_seconds: float = POLL_SECONDS,
@@ -205,9 +205,12 @@ class SpansSink:
         self._path = path
         self._captured = captured
         self._exporter = Exporter(settings, wire)
+        self._models = models
         self._prices = PhoenixPrices(base_url(settings), wire, models)
         self._priced: set[str] | None = None
         """Models whose prices Phoenix has; None: not asked yet, or perhaps another Phoenix since."""
+        self._priced_as: Mapping[str, ModelSettings] = {}
+        """What models cost when Phoenix was told."""
         self._hold_seconds = hold_seconds
         self._hold_until = 0.0
         self._paced_until = 0.0
@@ -392,7 +395,8 @@ class SpansSink:
 
     def _sync(self, models: set[str]) -> bool:
         """See to the prices of `models`; False if Phoenix can't be reached."""
-        if self._priced is not None and models <= self._priced:
+        wanted = self._models()
+        if self._priced is not None and models <= self._priced and wanted == self._priced_as:
             return True
         try:
             if self._prices.sync(models | (self._priced or set())):
@@ -401,7 +405,7 @@ class SpansSink:
             log.warning("no prices in Phoenix; its costs will not be the ledger's", extra={"error": str(error)})
         except requests.RequestException:
             return False
-        self._priced = models | (self._priced or set())
+        self._priced, self._priced_as = models | (self._priced or set()), wanted
         if not self._shut:
             self._reached()
         return True

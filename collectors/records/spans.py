@@ -34,7 +34,7 @@ from collectors.records.content import Conversation, Document, Ranking, read_con
 from collectors.records.metrics import attempt_result
 from proxy import __version__
 from proxy.errors import Outcome
-from proxy.exchange import Attempt, Record, UsageSource
+from proxy.exchange import Attempt, Record, UsageSource, named_times
 from proxy.journal import Content
 from proxy.wire import models
 from proxy.wire.operations import OPERATIONS
@@ -78,6 +78,7 @@ _KINDS = {
     "count_tokens": "CHAIN",
     "tokenize": "CHAIN",
     "detokenize": "CHAIN",
+    "usage": "CHAIN",
 }
 """Whatever isn't here generates: LLM, the only kind whose tokens Phoenix counts and prices. No model is at work in a CHAIN."""
 
@@ -110,31 +111,8 @@ def is_sampled(record: Record) -> bool:
 
 
 def timings_ms(record: Record) -> dict[str, float]:
-    """Where the time went, in the order in which it went; the parts sum up to `total` (but for rounding).
-
-    read: the request's bytes; route: choosing a backend; retries: tries before the last; prefill: until the first token (of an
-    answer in one piece: engine); decode: until the engine's last byte (receive); release: until ours.
-    """
-    first, last = (record.attempts[0], record.attempts[-1]) if record.attempts else (None, None)
-    streamed = bool(record.first_token_ns)
-    marks = (
-        ("read", record.read_ns),
-        ("authenticate", record.authenticated_ns),
-        ("admit", record.admitted_ns),
-        ("route", first.started_ns if first else 0),
-        ("retries", last.started_ns if last is not first and last else 0),
-        ("connect", last.connected_ns if last else 0),
-        ("send", record.sent_ns),
-        ("prefill" if streamed else "engine", record.first_token_ns or record.first_byte_ns),
-        ("decode" if streamed else "receive", record.upstream_ended_ns),
-        ("release", record.ended_ns),
-    )
-    parts: dict[str, float] = {}
-    at = 0
-    for name, mark in marks:
-        if mark > at or (mark and mark == at):
-            parts[name] = _ms(mark - at)
-            at = mark
+    """Where the time went, as `named_times` has it; the parts sum up to `total` (but for rounding)."""
+    parts = {name: _ms(to - since) for name, since, to in named_times(record, record.attempts)}
     parts["total"] = _ms(record.ended_ns)
     return parts
 
@@ -176,6 +154,8 @@ class _Trace:
             "http.request.body.size": record.request_bytes,
             "http.response.body.size": record.response_bytes,
             "glasshouse.team": record.team or None,
+            "glasshouse.user": record.user_name or None,
+            "glasshouse.project": record.project or None,
             "glasshouse.refused_by": record.refused_by or None,
             "glasshouse.over_budget": record.over_budget or None,
             OpenInference.METADATA: json.dumps(_metadata(record)),
@@ -220,7 +200,8 @@ class _Trace:
             **self._texts(),
             **_error_attributes(record),
         }
-        return self._child(f"{operation} {record.model}", number, SpanKind.CLIENT, attempt, attributes, _status(record))
+        name = f"{operation} {_asked_for(record)}".rstrip()
+        return self._child(name, number, SpanKind.CLIENT, attempt, attributes, _status(record))
 
     def _inference(self, operation: str, kind: str, attempt: Attempt) -> Attributes:
         """What a model was asked, said and took."""
@@ -228,7 +209,8 @@ class _Trace:
         return {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "openai_compatible",
-            "gen_ai.request.model": record.model,
+            "gen_ai.request.model": _asked_for(record),
+            "gen_ai.response.model": record.model,
             RerankerAttributes.RERANKER_MODEL_NAME: record.model if kind == "RERANKER" else None,
             **_request_attributes(record),
             **_response_attributes(record, attempt),
@@ -376,6 +358,11 @@ def _has_phases(record: Record) -> bool:
     return bool(record.first_token_ns) and _model_attempt(record) is not None
 
 
+def _asked_for(record: Record) -> str:
+    """The model as the caller called it."""
+    return record.requested_model or record.model
+
+
 def _status(record: Record) -> Status:
     """OK where all went well; unset where the caller left: nobody's error, and no success either."""
     if record.outcome in _SUCCESSES:
@@ -422,6 +409,9 @@ def _metadata(record: Record) -> Mapping[str, Any]:
         "key": record.key_name,
         "key_id": record.key_id,
         "team": record.team,
+        "user": record.user_name,
+        "project": record.project,
+        "requested_model": record.requested_model,
         "model": record.model,
         "backend": record.backend,
         "outcome": _OUTCOMES.get(record.outcome, str(record.outcome)),

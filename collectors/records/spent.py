@@ -1,7 +1,7 @@
 """What the ledger's rows cost, summed by budget window: read from the database once, then kept by adding what is stored. No I/O.
 
 Of every period the current window and the one before are kept, and what lies after them (a clock may have been put back): rows by
-worker, key and team.
+worker, key, team, user and project.
 """
 
 from __future__ import annotations
@@ -34,26 +34,44 @@ class Spent:
         for period in self._periods:
             period.read(sums, first, now_ns)
 
+    @property
+    def periods(self) -> list[Period]:
+        return [each.period for each in self._periods]
+
+    def follow(self, periods: Sequence[Period], sums: Sums, first: First, now_ns: int) -> None:
+        """Sum these periods from now on. Those that are new begin with what the ledger has, which is what was added here."""
+        self._spread()
+        known = {each.period: each for each in self._periods}
+        made = [_PeriodSums(period) for period in periods if period not in known]
+        for each in made:
+            each.read(sums, first, now_ns)
+        known.update((each.period, each) for each in made)
+        self._periods = [known[period] for period in periods]
+
     def add(self, records: Iterable[Record], checkpoint: Checkpoint) -> None:
         self._added.add(records)
         self.checkpoint = checkpoint
 
     def file(self, now_ns: int) -> SpendFile:
         """As it is to be written."""
-        if self._added:
-            quarters, self._added = self._added.quarters(), Tally(self._currency)
-            for period in self._periods:
-                period.add(quarters)
+        self._spread()
         for period in self._periods:
             period.forget(now_ns)
         return SpendFile(
             currency=self._currency, checkpoint=self.checkpoint, periods=[period.shown() for period in self._periods]
         )
 
+    def _spread(self) -> None:
+        """What was added, over the periods."""
+        if self._added:
+            quarters, self._added = self._added.quarters(), Tally(self._currency)
+            for period in self._periods:
+                period.add(quarters)
+
 
 class _PeriodSums:
     def __init__(self, period: Period) -> None:
-        self._period = period
+        self.period = period
         self._since_ns = 0
         self._windows: dict[int, Rows] = {}
 
@@ -61,14 +79,14 @@ class _PeriodSums:
         at: int | None
         at = self._since_ns = self._previous(now_ns)
         while at is not None:
-            start, end = window(self._period, at)
+            start, end = window(self.period, at)
             for who, amounts in sums(start, end):
                 add(self._windows.setdefault(start, {}), who, amounts)
             at = first(end)
 
     def add(self, quarters: dict[int, Rows]) -> None:
         for quarter, rows in quarters.items():
-            start, _ = window(self._period, quarter)
+            start, _ = window(self.period, quarter)
             kept = self._windows.setdefault(start, {})
             for who, amounts in rows.items():
                 add(kept, who, amounts)
@@ -80,12 +98,13 @@ class _PeriodSums:
             del self._windows[start]
 
     def shown(self) -> PeriodWindows:
-        windows = [
-            WindowRows(start, [Row(*who, each.cost_nano, each.tokens, each.gpu_ns) for who, each in rows.items()])
-            for start, rows in self._windows.items()
-        ]
-        return PeriodWindows(*self._period, self._since_ns, windows)
+        windows = [WindowRows(start, [_row(*who, each) for who, each in rows.items()]) for start, rows in self._windows.items()]
+        return PeriodWindows(*self.period, self._since_ns, windows)
 
     def _previous(self, now_ns: int) -> int:
-        start, _ = window(self._period, now_ns)
-        return window(self._period, max(0, start - 1))[0]
+        start, _ = window(self.period, now_ns)
+        return window(self.period, max(0, start - 1))[0]
+
+
+def _row(worker: str, key_id: str, team: str, user: str, project: str, amounts: Amounts) -> Row:
+    return Row(worker, key_id, team, amounts.cost_nano, amounts.tokens, amounts.gpu_ns, user, project)

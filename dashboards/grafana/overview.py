@@ -79,6 +79,8 @@ NOT_SHOWN: Final = {
     "glasshouse_connect_seconds": "kept-alive connections make it empty when all is well; a trace shows it",
     "glasshouse_spans_exported_total": "Phoenix shows what it has; how far it is behind is the lag of its sink",
     "glasshouse_traces_waiting": "the same lag, counted otherwise",
+    "glasshouse_retention_removed_rows_total": "housekeeping; whether it is done is the next one's to say",
+    "glasshouse_retention_overdue_days": "old rows do no harm for a night; an alarm on it is worth more than a line",
     "glasshouse_worker_tasks": "a constant, unless there is a leak: what a soak looks at",
 }
 """Metrics that no panel asks for, and why."""
@@ -291,7 +293,7 @@ LIMITED: Final = Row(
         Lines(
             30,
             "Which limits refuse requests?",
-            "Accepted requests a second that a limit refused (429): whose it is (the key's, its team's, everyone's), and which. "
+            "Accepted requests a second that a limit refused (429): whose it is (key, user, project, team, everyone), and which. "
             "A budget that is used up refuses until its day, week or month is over.",
             "reqps",
             [Query(or_none(per_second(REFUSED, by="level, limit"), level="no", limit="limit"), "{{level}} {{limit}}")],

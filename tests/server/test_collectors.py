@@ -28,6 +28,7 @@ from proxy.errors import Outcome
 from proxy.exchange import Record
 from proxy.journal import Heartbeat, HeartbeatFile, Journal, JournalFull
 from proxy.settings import Settings
+from proxy.store import open_database, reader, usage
 from tests.unit.collectors.made import make_record, make_rejected, make_retried
 from tests.unit.collectors.receiver import Receiver, receiving
 from tests.unit.journal.made import SEGMENT_BYTES, closing, dead_segment, kill, opening, progress
@@ -448,3 +449,25 @@ def test_ledger_prometheus_and_phoenix_agree(collecting: Callable[..., Collectin
     assert metrics.total("spans_exported_total") == len(phoenix.spans)
     assert phoenix.mutations == 0
     collector.stop()
+
+
+def test_rows_that_are_too_old_become_sums(collecting: Callable[..., Collecting]) -> None:
+    collector = collecting(retention={"requests_days": 32})
+    now, day = time.time_ns(), 86_400 * 10**9
+    records = [make_record(number, received_unix_ns=now - number % 2 * 40 * day) for number in range(100)]
+    dead_segment(collector.journal_path, *map(closing, records))
+    collector.start()
+    wait(lambda: len(collector.rows("id")) + collector.metrics().total("retention_removed_rows_total", kind="requests") == 100)
+    collector.stop()
+    collector.start()  # it looks at once
+    wait(lambda: len(collector.rows("id")) == 50)
+    wait(lambda: collector.metrics().total("retention_overdue_days") == 0)
+    dead_segment(collector.journal_path, closing(make_record(1000, received_unix_ns=now)))
+    wait(lambda: len(collector.rows("id")) == 51)
+    collector.stop()
+    engine = open_database(collector.settings.database_url)
+    with reader(engine).connect() as connection:
+        [used] = usage(connection)
+    engine.dispose()
+    assert (used.requests, used.cost_nano) == (101, {"USD": 101 * make_record().cost_nano})
+    assert [line for line in collector.log().splitlines() if '"error"' in line] == []

@@ -235,7 +235,7 @@ def go_through(running: Running, database: Database, phoenix: Receiver, trouble:
             assert running.control("/health")["database"] != "ok"
         if trouble == "down":
             until(lambda: running.metric("snapshot_age_seconds") > 20, "the snapshot to grow old")
-        assert running.control("/models")["data"]
+        assert running.control("/health")["version"]
         running.ask(2)
     running.ask(2)
     until(lambda: len(running.rows()) >= len(running.answered), "every row")
@@ -244,6 +244,76 @@ def go_through(running: Running, database: Database, phoenix: Receiver, trouble:
     until(lambda: running.metric("journal_lag_seconds", sink="ledger") == 0, "the sink to have everything")
     until(lambda: running.control("/health")["status"] == "ok", "control to be well")
     until(lambda: running.metric("snapshot_age_seconds") < 20, "a snapshot of today")
+
+
+class Load:
+    """Clients that go on asking, each on a connection of its own, until the block ends. `answered`: the ids of all requests."""
+
+    def __init__(self, product: Glasshouse, clients: int) -> None:
+        self._product = product
+        self.answered: list[str] = []
+        self.failed: list[object] = []
+        self._stop = threading.Event()
+        self._threads = ThreadPoolExecutor(clients)
+        self._running = [self._threads.submit(self._ask) for _ in range(clients)]
+
+    def _ask(self) -> None:
+        with WireClient(self._product.url) as client:
+            for number in count():
+                if self._stop.is_set():
+                    return
+                reply = client.ask(CHAT, chat({"tokens": 3}, stream=number % 2 == 0), key=self._product.key)
+                if (reply.status, reply.ending) == (200, "complete"):
+                    self.answered.append(reply.header("x-request-id") or "")
+                else:
+                    self.failed.append((reply.status, reply.ending, reply.body))
+                self._stop.wait(0.02)
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for each in self._running:
+            each.result(PATIENCE)
+        self._threads.shutdown()
+
+
+# failure 46
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("trouble", "seconds"),
+    [
+        ("stopped", 3),
+        pytest.param("stopped", 60, marks=pytest.mark.long),
+        pytest.param("frozen", 60, marks=pytest.mark.long),
+    ],
+)
+def test_with_postgresql_away_under_load_nothing_fails_and_each_row_comes_once(
+    glasshouse: Start, vllm: ScriptedVLLM, trouble: str, seconds: int
+) -> None:
+    with postgresql_server() as server:
+        product = glasshouse([vllm.url], {"database": server.url_of(server.new_database(), tcp=True)})
+        running = Running(product)
+        with Load(product, 4) as load:
+            until(lambda: len(running.rows()) > 20, "the first rows")
+            server.stop() if trouble == "stopped" else server.freeze()
+            try:
+                until(lambda: running.metric("journal_lag_seconds", sink="ledger") > 1, "the ledger to fall behind")
+                before = len(load.answered)
+                time.sleep(seconds)
+                assert len(load.answered) > before + 10, "known keys go on"
+                assert running.metric("journal_lag_bytes", sink="ledger") > 0
+                assert ask(product.url, "/ready").status == 200
+            finally:
+                server.start() if trouble == "stopped" else server.thaw()
+            until(lambda: running.metric("journal_lag_seconds", sink="ledger") < 1, "the ledger to catch up, under load")
+        assert load.failed == []
+        until(lambda: len(running.rows()) >= len(load.answered), "every row")
+        assert sorted(running.rows()) == sorted(load.answered), "each once"
+        assert len(set(load.answered)) == len(load.answered)
+        assert running.metric("ledger_set_aside_records") == 0
+        product.stop()
 
 
 # failure 46, failure 48

@@ -6,6 +6,7 @@ GLASSHOUSE_REQUIRE_ALL=1.
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import shutil
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -21,7 +23,10 @@ from playwright.sync_api import Request, sync_playwright
 
 from collectors.records.spans import count_spans
 from proxy import accounting
+from proxy.control.catalogue import Catalogue, holding
+from proxy.control.database import Database
 from proxy.control.discovery import Answer
+from proxy.control.forget import Forgotten, forget
 from proxy.control.inventory import Inventory
 from proxy.embedded import CompanionError
 from proxy.embedded.environments import PHOENIX
@@ -30,6 +35,7 @@ from proxy.errors import Outcome
 from proxy.exchange import Attempt, Record, UsageSource
 from proxy.journal import Content, Journal, encode_content
 from proxy.pricelist import pricelist
+from proxy.store import GLASSHOUSE
 from tests.server.test_collectors import Collecting
 from tests.server.test_embedded import free_port, prepared, running
 from tests.unit.collectors.made import MS, make_record, make_rejected, make_retried
@@ -182,14 +188,15 @@ def test_a_price_from_the_price_list_is_the_ledgers_too(real: Phoenix, collectin
     row = pricelist().rows["gpt-4o-mini"]
     models = {"gpt-4o": {"price": {"from": "gpt-4o-mini"}}, "gpt-4o-mini": {"price": {"from": "gpt-4o-mini"}}}
     collector = collecting("listed", phoenix={"url": real.url, "project": "listed"}, models=models)
-    published = Inventory(collector.settings, None, 0)
+    held = holding(collector.settings, Catalogue())
+    published = Inventory(collector.settings.bounds, held, None, 0)
     published.known["gpu-0"].answered(Answer("openai", dict.fromkeys(models, b"{}")), 0)
     records = []
     for number in range(20):
         name = list(models)[number % 2]
         tokens = {"input_tokens": 600 + number, "cached_tokens": 31 * number, "output_tokens": 5 + number}
         records.append(make_record(4000 + number, model=name, **tokens))
-        accounting.price(records[-1], published.models()[name], "USD")
+        accounting.price(records[-1], published.models(0)[name], "USD")
     dead_segment(collector.journal_path, *map(closing, records))
     collector.start()
     until(lambda: real.totals("listed")["traceCount"] == len(records))
@@ -222,6 +229,47 @@ def test_a_changed_price_reaches_phoenix_before_what_it_is_for(real: Phoenix, co
         assert round(real.totals(project)["costSummary"]["total"]["cost"] * 1e6) == 605 * int(price)
         collector.stop()
     assert real.rates()["changing (glasshouse)"] == [3, 3, 3]
+
+
+def test_each_request_has_the_price_of_its_time(real: Phoenix, collecting: Callable[..., Collecting]) -> None:
+    records = [make_record(5000 + number, model="dated", cached_tokens=0, reasoning_tokens=0) for number in range(4)]
+    moments = [datetime.fromtimestamp(record.received_unix_ns / 1e9, UTC) for record in records]
+    prices = [{"valid_from": moments[at].isoformat(), "input": price, "output": price} for at, price in ((1, "10"), (3, "100"))]
+    models = {"dated": {"price": {"input": "1", "output": "1"}, "prices": prices}}
+    collector = collecting("dated", phoenix={"url": real.url, "project": "dated"}, models=models).start()
+    dead_segment(collector.journal_path, *map(closing, records))
+    until(lambda: real.totals("dated")["recordCount"] == 16)
+    collector.stop()
+    assert round(real.totals("dated")["costSummary"]["total"]["cost"] * 1e6) == 605 * (1 + 10 + 10 + 100)
+
+
+def test_a_person_is_forgotten(real: Phoenix, collecting: Callable[..., Collecting]) -> None:
+    """The traces go with all their spans, others' stay, and the ledger's sums are what they were."""
+    collector = collecting("forgetful", phoenix={"url": real.url, "project": "forgetful"}, models=PRICES).start()
+    hers = [make_record(6000 + number, user_name="ada", user="end") for number in range(5)]
+    others = [make_record(6100 + number, user_name="bob") for number in range(2)]
+    capture(collector, hers[0], captured("chat_stream_usage"))
+    dead_segment(collector.journal_path, *map(closing, [*hers, *others]))
+    until(lambda: real.totals("forgetful")["traceCount"] == 7)
+    until(lambda: len(collector.rows()) == 7)
+    cost = sum(row["cost_nano"] for row in collector.rows())
+
+    async def ask() -> Forgotten:
+        database = Database(collector.settings.database_url)
+        try:
+            return await forget(database, collector.settings.phoenix, "user", "ada", GLASSHOUSE)
+        finally:
+            await database.close()
+
+    assert asyncio.run(ask()) == Forgotten(requests=5, traces=5)
+    assert real.totals("forgetful")["traceCount"] == 2
+    assert [real.spans("forgetful", record.trace_id.hex()) for record in hers] == [[]] * 5
+    assert all(real.spans("forgetful", record.trace_id.hex()) for record in others)
+    rows = collector.rows()
+    assert sum(row["cost_nano"] for row in rows) == cost
+    assert [row["client_address"] for row in rows if row["user_name"] == "ada"] == [""] * 5
+    assert asyncio.run(ask()) == Forgotten(), "there is nothing more"
+    collector.stop()
 
 
 def test_a_trace_shows_what_happened(real: Phoenix, collecting: Callable[..., Collecting]) -> None:

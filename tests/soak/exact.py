@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from proxy.spend import Amounts
+from proxy.spend import Amounts, Holder
 
 NANO: Final = 1_000_000_000
 REFUSED: Final = frozenset({"client_error", "upstream_error", "rejected", "timeout"})
@@ -196,15 +196,15 @@ def disagreements(rows: list[dict[str, Any]], metrics: Metrics) -> list[str]:
     return found
 
 
-def misspent(rows: Iterable[Mapping[str, Any]], spent: Mapping[str, Mapping[tuple[str, str], Amounts]]) -> list[str]:
-    """Where what budgets are measured by (worker → (key id, team) → amounts) is something else than the ledger's sums."""
-    sums: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+def misspent(rows: Iterable[Mapping[str, Any]], spent: Mapping[str, Mapping[Holder, Amounts]]) -> list[str]:
+    """Where what budgets are measured by (worker → holder → amounts) is something else than the ledger's sums."""
+    sums: dict[tuple[str, Holder], list[int]] = defaultdict(lambda: [0, 0, 0])
     for row in rows:
-        own = sums[row["worker"], row["key_id"], row["team"]]
+        own = sums[row["worker"], Holder(row["key_id"], row["team"], row["user_name"], row["project"])]
         for at, amount in enumerate((row["cost_nano"], row["input_tokens"] + row["output_tokens"], row["gpu_ns"])):
             own[at] += amount
     by_ledger = {who: Amounts(*amounts) for who, amounts in sums.items() if any(amounts)}
-    known = {(worker, *whose): amounts for worker, own in spent.items() for whose, amounts in own.items() if amounts != Amounts()}
+    known = {(worker, whose): amounts for worker, own in spent.items() for whose, amounts in own.items() if amounts != Amounts()}
     return [
         f"{who} spent {known.get(who, Amounts())}, and by the ledger {by_ledger.get(who, Amounts())}"
         for who in sorted(known.keys() | by_ledger.keys())

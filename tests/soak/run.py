@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from proxy.journal import read_heartbeats
-from proxy.spend import Amounts, Period, SpendReader
+from proxy.spend import Amounts, Holder, Period, SpendReader
 from tests.soak.clients import Clients, Key, Keys
 from tests.soak.disturb import MOST_KEYS, Disturber, Engine
 from tests.soak.exact import complaints, disagreements, door_complaints, misspent
@@ -203,7 +203,7 @@ class Soak:
                 raise glasshouse.failure(f"no rest after {PATIENCE:.0f} s: {glasshouse.pids()}, {beats}")
             time.sleep(0.2)
 
-    def _spent(self, glasshouse: Glasshouse) -> dict[str, dict[tuple[str, str], Amounts]]:
+    def _spent(self, glasshouse: Glasshouse) -> dict[str, dict[Holder, Amounts]]:
         """What a worker would begin with."""
         settings = glasshouse.settings
         spent = SpendReader(settings.spend_path, settings.journal_path, settings.currency).look().totals(Period("total"), 0)

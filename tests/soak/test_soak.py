@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.spend import Amounts
+from proxy.spend import Amounts, Holder
 from tests.soak.__main__ import report
 from tests.soak.exact import Asked, Disturbances, complaints, disagreements, door_complaints, misspent
 from tests.soak.run import Soak
@@ -165,15 +165,15 @@ def test_where_metrics_and_ledger_disagree() -> None:
 
 
 def test_where_budgets_and_ledger_disagree() -> None:
-    spent = {"worker": "w", "key_id": "k", "team": "t", "cost_nano": 5, "gpu_ns": 0}
+    spent = {"worker": "w", "key_id": "k", "team": "t", "user_name": "u", "project": "", "cost_nano": 5, "gpu_ns": 0}
     rows = [row(**spent), row(**spent), row(**{**spent, "worker": "v", "cost_nano": 0, "input_tokens": 0, "output_tokens": 0})]
-    assert misspent(rows, {"w": {("k", "t"): Amounts(10, 20)}, "v": {("k", "t"): Amounts()}}) == []
+    assert misspent(rows, {"w": {Holder("k", "t", "u"): Amounts(10, 20)}, "v": {Holder("k", "t", "u"): Amounts()}}) == []
     for wrong in (
         {},
-        {"w": {("k", "t"): Amounts(10, 10)}},
-        {"w": {("k", "t"): Amounts(5, 20)}},
-        {"w": {("k", ""): Amounts(10, 20)}},
-        {"w": {("k", "t"): Amounts(10, 20)}, "v": {("k", "t"): Amounts(0, 1)}},
+        {"w": {Holder("k", "t", "u"): Amounts(10, 10)}},
+        {"w": {Holder("k", "t", "u"): Amounts(5, 20)}},
+        {"w": {Holder("k", "", "u"): Amounts(10, 20)}},
+        {"w": {Holder("k", "t", "u"): Amounts(10, 20)}, "v": {Holder("k", "t", "u"): Amounts(0, 1)}},
     ):
         assert misspent(rows, wrong)
 

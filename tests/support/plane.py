@@ -122,6 +122,8 @@ class Plane:
             keys={hashlib.sha256(KEY.encode()).digest(): principal},
             everyone=declared.everyone,
             teams=declared.teams,
+            users=declared.users,
+            projects=declared.projects,
             models={"m": Model("m", tuple(self.backends), 100_000, 20_000, 400_000, b'{"id":"m"}')},
             backends=self.backends,
         )

@@ -206,6 +206,8 @@ class Worker:
             backends={each.name: each for each in self.backends},
             everyone=declared.everyone,
             teams=declared.teams,
+            users=declared.users,
+            projects=declared.projects,
         )
         write_snapshot(self.settings.snapshot_path, msgspec.structs.replace(file, **more))
         if self._process is not None:

@@ -6,6 +6,7 @@ import random
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -96,6 +97,9 @@ def full() -> Record:
         refused_by="team.budget",
         over_budget="key",
         worker="18b9a1c2d3e4f5061a2b3c4d",
+        user_name="ann",
+        project="search",
+        requested_model="gpt-4o",
     )
 
 
@@ -114,7 +118,15 @@ def test_records_of_this_version_are_read_for_ever() -> None:
     """The bytes as they were when the version was made; a later release reads them the same."""
     golden = (GOLDEN / "closing-1.msgpack").read_bytes()
     assert peek_record(golden) == (Phase.CLOSING, bytes(range(16)))
-    later = {"client_address": "", "audio_seconds": 0, "team": "", "gpu_ns": 0, "refused_by": "", "over_budget": "", "worker": ""}
+    later: dict[str, Any] = {
+        "client_address": "",
+        "audio_seconds": 0,
+        "team": "",
+        "gpu_ns": 0,
+        "refused_by": "",
+        "over_budget": "",
+    }
+    later |= {"worker": "", "user_name": "", "project": "", "requested_model": ""}
     assert decode_record(golden) == msgspec.structs.replace(full(), **later)  # fields that it hadn't yet
 
 

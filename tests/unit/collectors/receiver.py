@@ -132,6 +132,10 @@ class Receiver:
                 self.prices = [price for price in self.prices if price["id"] != given["id"]]
             self.prices.append({"id": f"id-{self.mutations}", **given})
             return json.dumps({"data": {"createModel": {"model": {"id": "x"}}, "updateModel": {"model": {"id": "x"}}}}).encode()
+        if "deleteModel" in query:
+            self.mutations += 1
+            self.prices = [price for price in self.prices if price["id"] != variables["input"]["id"]]
+            return json.dumps({"data": {"deleteModel": {"model": {"id": "x"}}}}).encode()
         at = int(variables["after"] or 0)
         own = [self._node(price) for price in self.prices]
         built_in: dict[str, Any] = {
@@ -140,6 +144,7 @@ class Receiver:
             "kind": "BUILT_IN",
             "namePattern": "x",
             "provider": None,
+            "startTime": None,
             "tokenPrices": [],
         }
         edges = [{"node": node} for node in [*own, built_in][at : at + 2]]
@@ -154,6 +159,7 @@ class Receiver:
             "kind": "CUSTOM",
             "namePattern": price["namePattern"],
             "provider": None,
+            "startTime": price["startTime"],
             "tokenPrices": price["costs"],
         }
 

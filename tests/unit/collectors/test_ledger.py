@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from proxy.exchange import Record, decode_record
 from proxy.journal import Batch, Checkpoint
 from proxy.spend import Period
 from proxy.spend.file import Row, decode_spend
-from proxy.store import StoreError, engine, insert_records
+from proxy.store import StoreError, day_of, engine, insert_records, remove_expired
 from tests.unit.collectors.made import DAY, identity, make_record, make_rejected
 
 TOTAL = Period("total")
+DAY_NS = 86_400 * 10**9
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def make_sink(
     directory: Path, collector: str = "one", database: str = "ledger.db", periods: Sequence[Period] = (TOTAL,)
 ) -> LedgerSink:
     url = f"sqlite:///{directory / database}"
-    return LedgerSink(url, collector, directory / "unstored", directory / f"spend-{collector}", periods, "USD")
+    return LedgerSink(url, collector, directory / "unstored", directory / f"spend-{collector}", lambda: periods, "USD")
 
 
 def written(directory: Path, collector: str = "one") -> tuple[Checkpoint, list[Row]]:
@@ -119,7 +121,7 @@ def test_a_database_that_is_not_there_yet_is_asked_again(tmp_path: Path) -> None
 
 def test_a_url_that_means_nothing_is_said(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
-        LedgerSink("nonsense", "one", tmp_path, tmp_path, [], "USD").load()
+        LedgerSink("nonsense", "one", tmp_path, tmp_path, list, "USD").load()
 
 
 # failure 48
@@ -165,6 +167,32 @@ def test_a_position_that_cannot_be_read_makes_no_double_rows(tmp_path: Path, cap
     assert "read again" in caplog.text
     sink.write(batch(1, make_record(1), make_record(2)))
     assert rows(tmp_path) == ids(1, 2)
+    sink.close(1.0)
+
+
+def test_a_position_that_cannot_be_read_counts_nothing_again_whose_row_was_taken_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = make_sink(tmp_path)
+    sink.load()
+    sink.write(batch(1, make_record(1), make_record(2, received_unix_ns=make_record().received_unix_ns + 2 * DAY_NS)))
+    with sink._connected().begin() as connection:
+        assert remove_expired(connection, day_of(make_record()) + timedelta(1), 10) is not None
+    assert rows(tmp_path) == ids(2)
+    late = make_record(3, received_unix_ns=make_record().received_unix_ns + 1)
+    sink.write(batch(2, late))
+    assert rows(tmp_path) == ids(2, 3), "what comes late is a row like any other"
+    with sqlite3.connect(tmp_path / "ledger.db") as other:
+        other.execute("UPDATE checkpoints SET position = x'c1'")
+    other.close()
+    sink.load()
+    sink.write(batch(2, make_record(1), make_record(2, received_unix_ns=make_record().received_unix_ns + 2 * DAY_NS), late))
+    assert rows(tmp_path) == ids(2, 3)
+    assert "counted already" in caplog.text
+    sink.write(batch(3, make_record(4)))
+    assert rows(tmp_path) == ids(2, 3, 4), "after that everything is taken again"
+    sink.tend()
+    assert written(tmp_path)[1] == [cost(4)]
     sink.close(1.0)
 
 

@@ -140,7 +140,8 @@ def make_sink(tmp_path: Path, phoenix: Receiver) -> Iterator[Callable[..., Spans
     def make(limit: int = 2000, captured: Captured | None = None, **settings: str) -> SpansSink:
         settings.setdefault("url", phoenix.url)
         models = {"qwen3-8b": ModelSettings()}
-        sink = SpansSink(tmp_path / "collector-spans", PhoenixSettings(**settings), models, captured, limit, hold_seconds=0.0)  # type: ignore[arg-type]
+        phoenix_settings = PhoenixSettings(**settings)  # type: ignore[arg-type]
+        sink = SpansSink(tmp_path / "collector-spans", phoenix_settings, lambda: models, captured, limit, hold_seconds=0.0)
         sink.load()
         made.append(sink)
         return sink

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -11,7 +12,7 @@ import requests
 
 from collectors.records.phoenix_http import Wire
 from collectors.records.phoenix_prices import PhoenixPrices, PricesRefused
-from proxy.nouns import ModelSettings, PriceSettings
+from proxy.nouns import DatedPriceSettings, ModelSettings, PriceSettings
 from tests.unit.collectors.receiver import Receiver, receiving
 
 
@@ -27,8 +28,8 @@ def wire() -> Iterator[Wire]:
         yield made
 
 
-def models(**prices: PriceSettings) -> dict[str, ModelSettings]:
-    return {name: ModelSettings(price=price) for name, price in prices.items()}
+def models(**prices: PriceSettings) -> Callable[[], dict[str, ModelSettings]]:
+    return lambda: {name: ModelSettings(price=price) for name, price in prices.items()}
 
 
 QWEN = PriceSettings(input=Decimal("0.1"), cached_input=Decimal("0.02"), output=Decimal("0.4"))
@@ -67,14 +68,14 @@ def test_a_changed_price_is_changed_there(phoenix: Receiver, wire: Wire) -> None
 
 
 def test_a_model_without_a_price_costs_nothing_there_either(phoenix: Receiver, wire: Wire) -> None:
-    PhoenixPrices(phoenix.url, wire, {}).sync(["gpt-4o"])
+    PhoenixPrices(phoenix.url, wire, models()).sync(["gpt-4o"])
     (price,) = phoenix.prices
     assert set(rates(price).values()) == {0.0}
 
 
 @pytest.mark.parametrize("model", ["qwen3-8b", "org/model:7b.v1+x", "a.b", "a(b", "a|b", "$^"])
 def test_a_pattern_means_one_model(phoenix: Receiver, wire: Wire, model: str) -> None:
-    PhoenixPrices(phoenix.url, wire, {}).sync([model])
+    PhoenixPrices(phoenix.url, wire, models()).sync([model])
     pattern = re.compile(phoenix.prices[0]["namePattern"])
     assert pattern.search(model)
     assert not any(pattern.search(other) for other in (f"{model}x", f"x{model}", model[:-1], model.replace(".", "x") + "!"))
@@ -108,3 +109,29 @@ def test_nobody_there(phoenix: Receiver, wire: Wire) -> None:
     with pytest.raises(requests.RequestException):
         PhoenixPrices(phoenix.url, wire, models(qwen=QWEN)).sync()
     assert wire.said == "ConnectionError"
+
+
+def test_a_later_price_is_for_later_spans(phoenix: Receiver, wire: Wire) -> None:
+    moments = [datetime(2027, 1, 1, tzinfo=UTC), datetime(2026, 12, 1, 1, tzinfo=timezone(timedelta(hours=1)))]
+    later = tuple(DatedPriceSettings(valid_from=each, input=Decimal(at + 1)) for at, each in enumerate(moments))
+    said = {"qwen": ModelSettings(price=QWEN, prices=later)}
+    assert PhoenixPrices(phoenix.url, wire, lambda: said).sync()
+    assert [(price["name"], price["startTime"]) for price in phoenix.prices] == [
+        ("qwen (glasshouse)", None),
+        ("qwen (glasshouse from 2026-12-01T00:00:00+00:00)", "2026-12-01T00:00:00+00:00"),
+        ("qwen (glasshouse from 2027-01-01T00:00:00+00:00)", "2027-01-01T00:00:00+00:00"),
+    ]
+    patterns = [str(price["namePattern"]) for price in phoenix.prices]
+    assert len(set(patterns)) == 3, "no two may be the same"
+    assert sorted(patterns, key=len) == patterns, "of those that match, the longer counts"
+    for pattern in patterns:
+        assert re.search(pattern, "qwen")
+        assert not re.search(pattern, "qwen2")
+    assert not PhoenixPrices(phoenix.url, wire, lambda: said).sync()
+
+
+def test_a_later_price_that_is_taken_back_goes(phoenix: Receiver, wire: Wire) -> None:
+    later = DatedPriceSettings(valid_from=datetime(2027, 1, 1, tzinfo=UTC), input=Decimal(1))
+    PhoenixPrices(phoenix.url, wire, lambda: {"qwen": ModelSettings(prices=(later,))}).sync()
+    assert PhoenixPrices(phoenix.url, wire, lambda: {"qwen": ModelSettings()}).sync()
+    assert [price["name"] for price in phoenix.prices] == ["qwen (glasshouse)"]

@@ -132,6 +132,7 @@ TRACES: dict[str, tuple[Record, Content | None]] = {
         ),
         None,
     ),
+    "alias": (make_record(15, team="research", user_name="ann", project="search", requested_model="gpt-4o"), None),
     "over_budget": (make_record(14, team="research", over_budget="key"), None),
     "tokenize": (
         made(
@@ -276,6 +277,7 @@ SHOWN = {
     "detokenize": ("POST /detokenize", None, "CHAIN"),
     "models": ("GET /v1/models", None, None),
     "model": ("GET /v1/models/{model}", None, None),
+    "usage": ("GET /v1/usage", None, "CHAIN"),
 }
 """Operation → its root's name, what the conventions call it, and the kind of the span that a model's answer is (none: no engine
 has a part in it). For a new operation this is decided here, not forgotten."""
@@ -300,6 +302,11 @@ def test_what_an_operation_is_shown_as(operation: str) -> None:
         assert (said["openinference.span.kind"], said.get("gen_ai.operation.name")) == (kind, gen_ai)
         if kind == "CHAIN":
             assert not any(key.startswith(("gen_ai.", "llm.", "glasshouse.cost")) for key in said), "no model, no price"
+
+
+def test_control_is_asked_for_no_model() -> None:
+    _, asked = spans_of(made(1, "usage", model="", usage_source=UsageSource.NONE))
+    assert asked.name == "usage"
 
 
 def test_phoenix_counts_what_is_generated() -> None:

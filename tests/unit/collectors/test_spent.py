@@ -41,7 +41,7 @@ def test_the_ledger_is_asked_for_the_windows_that_may_have_something() -> None:
 
     def sums(since: int, until: int) -> list[tuple[Who, Amounts]]:
         asked.append((since, until))
-        return [(("w", "key_1", ""), Amounts(1, 2, 3))] * 2 if since == DAY else []
+        return [(("w", "key_1", "", "ann", "p"), Amounts(1, 2, 3))] * 2 if since == DAY else []
 
     def first(since: int) -> int | None:
         return next((at for at in (DAY + 5, DAY + 9 * DAY_NS + 5) if at >= since), None)
@@ -49,7 +49,7 @@ def test_the_ledger_is_asked_for_the_windows_that_may_have_something() -> None:
     spent = Spent([Period("day")], "USD", Checkpoint())
     spent.read(sums, first, DAY + 7)
     assert asked == [(DAY - DAY_NS, DAY), (DAY, DAY + DAY_NS), (DAY + 9 * DAY_NS, DAY + 10 * DAY_NS)]
-    rows = [Row("w", "key_1", "", 2, 4, 6)]
+    rows = [Row("w", "key_1", "", 2, 4, 6, "ann", "p")]
     assert spent.file(DAY).periods == [PeriodWindows("day", "UTC", DAY - DAY_NS, [WindowRows(DAY, rows)])]
 
 

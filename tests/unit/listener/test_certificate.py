@@ -83,6 +83,10 @@ def test_at_the_beginning_it_must_be_usable(files: TlsSettings) -> None:
         ),
         ({"backends": [{"url": "https://gpu", "ca_file": "/nowhere.pem"}]}, ["backends[0].ca_file", "'/nowhere.pem'", "No such"]),
         ({"backends": [{"url": "https://gpu", "ca_file": str(key("server"))}]}, ["backends[0].ca_file", "server.key", "PEM"]),
+        (
+            {"issuers": [{"issuer": "https://id", "audience": ["us"], "ca_file": "/nowhere.pem"}]},
+            ["issuers[0].ca_file", "'/nowhere.pem'", "No such"],
+        ),
     ],
 )
 def test_files_that_cannot_be_used_are_named(config: dict[str, object], words: list[str]) -> None:

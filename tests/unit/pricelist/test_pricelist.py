@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from proxy.control.prices import pico_per_token
+from proxy.control.rates import pico_per_token
 from proxy.nouns import PriceSettings
 from proxy.pricelist import FILE, PriceList, Row, parse, pricelist, render
 
