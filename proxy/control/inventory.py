@@ -26,6 +26,11 @@ _OWNER = "glasshouse"
 _NO_PRICE = PriceSettings()
 
 
+KEPT_NS = 600_000_000_000
+"""For how long a price that was replaced is still published: a request costs what was valid when its first byte came, however
+long its body took."""
+
+
 class KnownBackend:
     """One backend, as it was declared. `cards` is None until it is known what it serves. Times are ns since 1970, 0 = never."""
 
@@ -158,10 +163,10 @@ class Inventory:
 
 
 def _prices(settings: ModelSettings, now_ns: int) -> tuple[PriceSettings, tuple[LaterPrice, ...]]:
-    """The price that is valid, and those to come, the next one first."""
+    """The price of `KEPT_NS` ago, and those since then and to come, the next one first."""
     valid, later = settings.price or _NO_PRICE, []
     for since_ns, price in sorted(((unix_ns(each.valid_from), each) for each in settings.prices), key=lambda each: each[0]):
-        if since_ns <= now_ns:
+        if since_ns <= now_ns - KEPT_NS:
             valid = price
         else:
             pico = (pico_per_token(each) for each in (price.input, price.cached, price.output))

@@ -136,7 +136,7 @@ class Model(msgspec.Struct, array_like=True, frozen=True):
     assumed_output_tokens: int = 1024
     """What is set aside for an answer whose request doesn't say how long it may become."""
     later_prices: tuple[LaterPrice, ...] = ()
-    """Those to come when the snapshot was published, the next one first."""
+    """Those to come when the snapshot was published, and of a little while before; the next one first."""
     defaults: tuple[tuple[str, bytes], ...] = ()
     """Parameters (name, JSON) for requests that don't say them."""
 

@@ -164,7 +164,6 @@ def _for_asyncpg(url: URL) -> tuple[URL, dict[str, Any]]:
         "dsn": f"postgresql://?{urlencode({name: query[name] for name in _FOR_ASYNCPG & query.keys()})}",
         "statement_cache_size": 0,
         "prepared_statement_cache_size": 0,
-        "prepared_statement_name_func": lambda: "",  # otherwise asyncpg makes one up
     }
     if (timeout := str(query.get("connect_timeout", ""))).isdigit() and int(timeout):
         said["timeout"] = float(timeout)

@@ -227,8 +227,8 @@ def usage(
     A day of which only sums are left counts wholly or not at all: by where its noon (UTC) is. First-token times are those of rows
     that are still there.
     """
-    steady(connection)
     without_deadline(connection)
+    steady(connection)
     wanted = {"team": team, "user_name": user, "project": project, "key_id": key_id, "model": model, "backend": backend}
 
     def span(table: Table) -> ColumnElement[bool]:
@@ -353,8 +353,8 @@ def spent(connection: Connection, collector: str, currency: str, since_ns: int, 
     Rows of before it was known who stored them are everybody's, as those of the worker "". A day of which only sums are left
     counts by where its noon (UTC) is.
     """
-    steady(connection)
     without_deadline(connection)
+    steady(connection)
     found: dict[tuple[str, ...], list[int]] = {}
     for table in (requests, request_sums):
         cost = case((table.c.currency == currency, table.c.cost_nano), else_=0)

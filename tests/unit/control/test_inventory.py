@@ -10,7 +10,7 @@ import pytest
 
 from proxy.control.catalogue import Catalogue, holding
 from proxy.control.discovery import Answer, Kind
-from proxy.control.inventory import Inventory
+from proxy.control.inventory import KEPT_NS, Inventory
 from proxy.nouns import BackendSettings, BoundsSettings, DatedPriceSettings, ModelSettings, PriceSettings
 from proxy.settings import Settings
 from proxy.snapshot import LaterPrice, Model, SnapshotFile
@@ -313,7 +313,7 @@ def test_prices_that_come_later() -> None:
     stock = inventory(backend("a", ["m"]), models={"m": dated(("4", 20), ("2", -10), ("3", 10))})
 
     def valid(after_s: int) -> tuple[int, list[tuple[int, int]]]:
-        model = stock.models(NOW + after_s * 10**9)["m"]
+        model = stock.models(NOW + after_s * 10**9 + KEPT_NS)["m"]
         return model.input_pico, [((each.from_unix_ns - NOW) // 10**9, each.input_pico) for each in model.later_prices]
 
     assert valid(-11) == (1_000_000, [(-10, 2_000_000), (10, 3_000_000), (20, 4_000_000)])

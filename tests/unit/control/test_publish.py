@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from proxy.control.declared import Declared
 from proxy.control.discovery import Answer
 from proxy.control.feed import CatalogueFeed
-from proxy.control.inventory import Inventory
+from proxy.control.inventory import KEPT_NS, Inventory
 from proxy.control.issuers import Fetched, Issuers
 from proxy.control.publish import PATIENCE_NS, REPEAT_NS, Publisher
 from proxy.nouns import KeySettings
@@ -255,7 +255,7 @@ def test_what_is_counted_is_told_before_anybody_has_the_limits(settings: Setting
     assert read_counted(settings.periods_path) == Counted((Period("week"),), concurrency=True)
 
 
-def test_a_price_that_becomes_valid_is_published(settings: Settings) -> None:
+def test_a_price_is_published_before_it_is_valid_and_goes_on_alone_in_the_end(settings: Settings) -> None:
     soon = datetime.fromtimestamp(NOW // 10**9 + 5, UTC).isoformat()
     parts = Parts(with_limits(settings, models={"m": {"prices": [{"input": 2, "valid_from": soon}]}}))
     parts.known.answered(ANSWER, 1)
@@ -263,8 +263,8 @@ def test_a_price_that_becomes_valid_is_published(settings: Settings) -> None:
     first = parts.publish()
     assert first is not None
     assert (first.models["m"].input_pico, len(first.models["m"].later_prices)) == (0, 1)
-    assert parts.publish(now_ns=NOW + 4 * 10**9) is None
-    second = parts.publish(now_ns=NOW + 5 * 10**9)
+    assert parts.publish(now_ns=NOW + 6 * 10**9) is None, "workers know when it begins"
+    second = parts.publish(now_ns=NOW + 5 * 10**9 + KEPT_NS)
     assert second is not None
     assert (second.models["m"].input_pico, second.models["m"].later_prices) == (2_000_000, ())
 

@@ -50,7 +50,6 @@ EMPTY = ";".join(
         "UPDATE catalogue SET revision = 0, everyone = '{}'",
     ]
 )
-"""Hundreds of databases of their own would take PostgreSQL minutes, and gigabytes."""
 
 
 class Store:
@@ -101,10 +100,16 @@ def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgresql_with_tables(postgresql: PostgreSQL) -> str:
-    """A database to be copied, or to be emptied again and again."""
+    """A database to be copied."""
     name = postgresql.new_database()
     open_database(postgresql.url_of(name)).dispose()
     return name
+
+
+@pytest.fixture(scope="session")
+def used_postgresql(postgresql: PostgreSQL, postgresql_with_tables: str) -> str:
+    """A database that one test after the other empties: hundreds of their own would take minutes, and gigabytes."""
+    return postgresql.new_database(postgresql_with_tables)
 
 
 @pytest.fixture(params=[Store, StoreOfControl], ids=["waiting", "in a loop"])
@@ -121,7 +126,7 @@ def store(request: pytest.FixtureRequest, ask: type[Store], tmp_path: Path) -> I
         store = ask(f"sqlite:///{path}")
     else:
         server: PostgreSQL = request.getfixturevalue("postgresql")
-        name = request.getfixturevalue("postgresql_with_tables")
+        name = request.getfixturevalue("used_postgresql")
         server.execute(EMPTY, name)
         store = ask(server.url_of(name))
     yield store

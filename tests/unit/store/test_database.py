@@ -389,6 +389,9 @@ def test_a_server_that_came_back_is_used_again(postgresql: PostgreSQL, name: str
         database = Database(postgresql.url_of(name))
         await database.write(create_key, "alice")
         await asyncio.to_thread(postgresql.stop)
+        await asyncio.to_thread(postgresql.start)
+        assert await database.read(revision) == 1, "the connections that the pool has kept are dead, and nobody notices"
+        await asyncio.to_thread(postgresql.stop)
         try:
             for _ in range(3):
                 with pytest.raises(Unavailable):
