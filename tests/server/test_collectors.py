@@ -423,6 +423,7 @@ def test_ledger_prometheus_and_phoenix_agree(collecting: Callable[..., Collectin
             "id": "0",
             "name": "qwen3-8b (glasshouse)",
             "namePattern": "^qwen3\\-8b$",
+            "startTime": None,
             "costs": [
                 {"tokenType": "input", "kind": "PROMPT", "costPerMillionTokens": 0.1},
                 {"tokenType": "cache_read", "kind": "PROMPT", "costPerMillionTokens": 0.02},
