@@ -259,7 +259,7 @@ def shown(name: str) -> str:
 
 def _named(noun: Noun[T], name: str, value: T) -> T:
     """The value under a name that is fine for it. Raises UnusableName."""
-    if re.fullmatch(noun.named.removeprefix("^").removesuffix("$"), name) is None or not storable(name):
+    if re.fullmatch(noun.named, name) is None or not storable(name):
         raise UnusableName(f"not usable as the name of a {noun.one}; allowed: {_allowed(noun)}")
     if is_secret(name):
         raise UnusableName(f"not usable as the name of a {noun.one}: it looks like a secret")
