@@ -19,11 +19,12 @@ router = APIRouter(tags=["about"])
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """`database`: "ok", or that it isn't (the log says why). `snapshot_as_of`: when the published keys were last known to be the
-    database's."""
+    """`currency`: in which money is counted. `database`: "ok", or that it isn't (the log says why). `snapshot_as_of`: when the
+    published keys were last known to be the database's."""
 
     status: Literal["ok", "degraded"]
     version: str
+    currency: str
     database: str
     revision: int | None
     snapshot_as_of: datetime | None
@@ -37,6 +38,7 @@ async def health(given: Given) -> Response:
         Health(
             status="degraded" if trouble or published is None else "ok",
             version=__version__,
+            currency=given.settings.currency,
             database="unavailable" if given.feed.error else trouble or "ok",
             revision=None if published is None else published.revision,
             snapshot_as_of=None if published is None else when(published.published_unix_ns),
