@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 from sqlalchemy import text
@@ -706,10 +706,11 @@ def files_of(product: Glasshouse) -> dict[str, bytes]:
 
 def told_everywhere(product: Glasshouse, phoenix: Receiver) -> dict[str, bytes]:
     """All that is to be seen of it, by where: its files, its endpoints, its traces."""
-    control = [product.control_url + path for path in ("/health", "/keys?revoked=true", "/models", "/backends")]
+    told = ("/health", "/keys?revoked=true", "/models", "/backends", "/admins", "/usage", "/requests", "/audit", "/export")
+    key = {"Authorization": f"Bearer {product.admin_key}"}
     pages = {}
-    for page in (product.metrics_url, *control):
-        with _direct.open(page, timeout=PATIENCE) as answer:
+    for page in (product.metrics_url, *(product.control_url + path for path in told)):
+        with _direct.open(Request(page, headers=key), timeout=PATIENCE) as answer:  # noqa: S310  (ours)
             pages[page] = answer.read()
     return files_of(product) | pages | {"traces": b"".join(span.SerializeToString() for span in phoenix.spans)}
 
