@@ -407,7 +407,9 @@ def test_without_a_catalogue_it_lives_and_is_not_ready(worker: StartWorker, vllm
 def test_a_catalogue_that_cannot_be_read_changes_nothing(worker: StartWorker, vllm: ScriptedVLLM) -> None:
     running = worker(vllm.url)
     assert running.ask(chat()).status == 200
-    running.settings.snapshot_path.write_bytes(b"garbage")
+    garbage = running.settings.snapshot_path.with_name("garbage")
+    garbage.write_bytes(b"garbage")
+    garbage.replace(running.settings.snapshot_path)
     running.until(lambda: [line for line in running.log() if line["level"] == "error"] or None, "the complaint")
     assert running.ask(chat()).status == 200
     running.publish()

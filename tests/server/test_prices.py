@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from urllib.request import urlopen
 
 from proxy.pricelist import pricelist
 from tests.support.glasshouse import Glasshouse
@@ -27,8 +26,8 @@ def test_a_model_with_a_price_from_the_price_list() -> None:
             answer = ask(glasshouse.url, PATH, {**body, "script": {"tokens": 7, "cached_tokens": 16}}, key=glasshouse.key)
             assert answer.status == 200
         rows = {each["model"]: each for each in glasshouse.rows(3)}
-        with urlopen(f"{glasshouse.control_url}/models") as told:  # noqa: S310  ours
-            prices = {each["id"]: each["price"] for each in json.load(told)["data"]}
+        listed = json.loads(glasshouse.command("models", "list", "--json").stdout)
+        prices = {each["id"]: each["price"] for each in listed}
         glasshouse.wait_metric("glasshouse_requests_total", 3)
         metrics = glasshouse.metrics()
 
