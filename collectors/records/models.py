@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 
@@ -16,32 +17,44 @@ from proxy.store import MODELS, StoreError, entries, open_database, reader, revi
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
+FIRST_SECONDS = 5.0
 
 
 class Models:
-    """For one thread. The last that was known stays while the database is away."""
+    """The last that was known stays while the database is away. It is asked in a thread of its own, because it may not answer,
+    and traces don't wait for it."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.database_url
         self._declared = settings.models
         self._engine: Engine | None = None
         self._revision = -1
-        self._look_at = 0.0
         self._error = ""
         self._current: Mapping[str, ModelSettings] = self._declared
+        self._looked = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __call__(self) -> Mapping[str, ModelSettings]:
-        """The same object as long as nothing changes."""
-        if time.monotonic() >= self._look_at:
+        """The same object as long as nothing changes. Only the first call waits, for the first answer and not for long."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._follow, name="models", daemon=True)
+            self._thread.start()
+            self._looked.wait(FIRST_SECONDS)
+        return self._current
+
+    def _follow(self) -> None:
+        while True:
             try:
                 self._look()
                 self._error = ""
-            except (StoreError, SQLAlchemyError) as error:
+            except (StoreError, SQLAlchemyError, OSError) as error:
                 if (text := str(error)) != self._error:
                     log.warning("what models cost can't be read; the last that was known stays", extra={"error": text})
-                self._error = str(error)
-            self._look_at = time.monotonic() + LOOK_SECONDS
-        return self._current
+                self._error = text
+            except Exception:
+                log.exception("a bug in reading what models cost")
+            self._looked.set()
+            time.sleep(LOOK_SECONDS)
 
     def _look(self) -> None:
         if self._engine is None:
