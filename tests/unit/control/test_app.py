@@ -33,8 +33,8 @@ def api(tmp_path: Path) -> Iterator[ControlApi]:
 
 
 def test_health(api: ControlApi) -> None:
-    empty = {"status": "degraded", "version": __version__, "currency": "EUR", "database": "ok"}
-    empty |= {"revision": None, "snapshot_as_of": None}
+    about: dict[str, str | None] = {"version": __version__, "currency": "EUR"}
+    empty = about | {"status": "degraded", "database": "ok", "revision": None, "snapshot_as_of": None}
     assert api.get("/health").json() == empty
     api.state.feed.poll()
     api.state.feed.as_of_unix_ns = NOW
