@@ -76,6 +76,7 @@ class Soak:
         self._began = time.monotonic()
         keys = Keys([Key(glasshouse.key)])
         self._supervisor = glasshouse.pid("supervisor")
+        self._change_the_catalogue(glasshouse)
         at_rest = self._at_rest(glasshouse)
         with (
             Clients(glasshouse.url, keys, self._number, self._seed, pause_s=0.2) as clients,
@@ -177,6 +178,12 @@ class Soak:
                 least["worker", quantity] = min(value, least.get(("worker", quantity), value))
             time.sleep(0.2)
         return least
+
+    def _change_the_catalogue(self, glasshouse: Glasshouse) -> None:
+        """Twice, and until workers have followed: what is made at its first use (threads, connections to the database) stays."""
+        for command in ("create", "revoke"):
+            glasshouse.command("keys", command, "first-of-all")
+            time.sleep(2.0)
 
     def _grown_at_rest(self, glasshouse: Glasshouse, before: dict[tuple[str, str], float]) -> list[str]:
         """Until it is as it was before, and no longer than it may take: kept connections close after seconds."""
