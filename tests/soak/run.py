@@ -171,7 +171,7 @@ class Soak:
         for _ in range(20):
             for role, pids in self._pids(glasshouse).items():
                 taken = look_at(pids[0])
-                pooled = role in ("control", "worker")  # they keep a pool's threads, made when first needed; a leak would be a trend
+                pooled = role in ("control", "worker")  # their pools' threads are made when first needed, and stay
                 for quantity in ("open files",) if pooled else ("open files", "threads"):
                     least[role, quantity] = min(taken[quantity], least.get((role, quantity), taken[quantity]))
             [beat] = [beat for beat in read_heartbeats(glasshouse.settings.journal_path) if beat.alive]
