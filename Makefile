@@ -26,7 +26,7 @@ up: $(STAMPS)/runtime
 	$(BIN)/glasshouse up $(ARGS)
 
 test: $(STAMPS)/dev $(STAMPS)/node
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-long: $(STAMPS)/dev
 	$(BIN)/pytest -m long $(ARGS)

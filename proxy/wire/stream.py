@@ -117,7 +117,7 @@ class StreamObserver(Observer):
     def _event(self, event: bytes, now: int) -> bytes:
         choices = event.find(_CHOICES)
         value = choices + len(_CHOICES)
-        if self.done or choices < 0 or not event.startswith(b"[", value):
+        if self.done or choices < 0 or not event.startswith(b"[", value) or not event.startswith(b"data: {"):
             return self._unusual(event, now)
         if event.startswith(b"[]", value):
             return self._without_choices(event)

@@ -1,4 +1,7 @@
-"""`pytest tests/fuzz --minutes 3`: every fuzzer again and again, with new examples each time, for so long in all."""
+"""`pytest tests/fuzz --minutes 3`: every fuzzer again and again, with new examples each time, for so long in all.
+
+With `--seed N` the examples of round *k* are the same in every run: what others wait for doesn't fail by chance.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Generator
 
+import hypothesis
 import pytest
 
 from tests.fuzz.effort import Effort
@@ -15,6 +19,7 @@ _rounds: Counter[str] = Counter()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--minutes", type=float, default=0.0, help="how long the fuzzers search, all together")
+    parser.addoption("--seed", type=int, help="search the same examples as any other run with this seed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,11 +42,21 @@ def _searches(item: pytest.Item) -> bool:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     ends = time.monotonic() + Effort.seconds
+    searches = _searches(pyfuncitem)
+    if searches:
+        _sow(pyfuncitem)
     result = yield
-    while _searches(pyfuncitem) and time.monotonic() < ends:
-        pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames})
+    while searches and time.monotonic() < ends:
         _rounds[pyfuncitem.name] += 1
+        _sow(pyfuncitem)
+        pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames})
     return result
+
+
+def _sow(item: pytest.Function) -> None:
+    """This round's seed, where seeds are wanted."""
+    if (seed := item.config.getoption("--seed", None)) is not None:
+        hypothesis.seed(f"{seed} {_rounds[item.name]}")(item.obj)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -370,8 +370,18 @@ def _plain_chunk(event: bytes) -> dict[str, Any] | None:
     written = [json.dumps(chunk, separators=style, ensure_ascii=False).encode("utf-8", "replace") for style in ((",", ":"), None)]
     if data not in written or not isinstance(chunk, dict) or not isinstance(chunk.get("choices"), list):
         return None
-    usable = all(isinstance(choice, dict) for choice in chunk["choices"]) and not isinstance(chunk.get("usage", {}), (int, float))
-    return chunk if usable else None
+    usage = chunk.get("usage", {})
+    usable = all(isinstance(choice, dict) for choice in chunk["choices"]) and not isinstance(usage, (int, float))
+    return chunk if usable and not _has_braces_in_strings(usage) else None
+
+
+def _has_braces_in_strings(value: object) -> bool:
+    """By its braces the end of a usage, an object of numbers, is found."""
+    if isinstance(value, dict):
+        return any(map(_has_braces_in_strings, (*value, *value.values())))
+    if isinstance(value, list):
+        return any(map(_has_braces_in_strings, value))
+    return isinstance(value, str) and ("{" in value or "}" in value)
 
 
 def _no_constant(name: str) -> None:

@@ -350,6 +350,16 @@ def test_an_end_without_a_blank_line_is_still_an_end() -> None:
 
 
 @pytest.mark.parametrize(
+    "end", [b'eata: {"choices":[{"index":0}]}\r\ndata: [DONE]\r\r', b'data: [DONE]\n\x0bdata: {"choices":[{"index":0}]}\n\n']
+)
+def test_an_end_beside_a_line_that_looks_like_a_chunk_is_an_end(end: bytes) -> None:
+    """Lines whose field is unknown are nothing to an event."""
+    watched = watch([said(finish="stop"), end], Terms())
+    assert watched.observer.done
+    assert watched.client == said(finish="stop") + end
+
+
+@pytest.mark.parametrize(
     ("reads", "choices", "whole"),
     [
         ([said(finish="stop"), DONE], 1, True),
