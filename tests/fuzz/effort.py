@@ -2,8 +2,8 @@
 
 In an ordinary test run each tries a bounded number of examples, the same ones every time: a test that others wait for must not
 fail for something that was there before their change. CI tries more of them, and for the same reason with a seed (`--seed`).
-`make fuzz` is for finding things: it draws new examples until its time is over, keeps those that failed in `.hypothesis` and tries
-them again first. A failure prints its smallest example, and a line that makes a test of it (`@reproduce_failure`).
+`make fuzz` is for finding things: it draws new examples until its time is over, keeps those that failed in `.hypothesis` and
+tries them again first. A failure prints its smallest example, and a line that makes a test of it (`@reproduce_failure`).
 """
 
 from __future__ import annotations
