@@ -601,7 +601,7 @@ def used(api: ControlApi) -> ControlApi:
     records = [
         record(api, now - 3_000_000_000),
         record(api, now - 2_000_000_000, model="n", user_name="u"),
-        record(api, now - 1_000_000_000, team="b", key_id="key_b", key_name="bee"),
+        record(api, now - 1_000_000_000, team="b", key_id="key_of_b", key_name="someone of b"),
     ]
     with api.engine.begin() as connection:
         insert_records(connection, records)
@@ -630,7 +630,7 @@ def test_usage(used: ControlApi) -> None:
 
 def test_requests_are_found_with_every_millisecond(used: ControlApi) -> None:
     listed = used.get("/requests", key=used.viewer).json()["data"]
-    assert [row["key_name"] for row in listed] == ["bee", "holder-a", "holder-a"]
+    assert [row["key_name"] for row in listed] == ["someone of b", "holder-a", "holder-a"]
     assert [row["model"] for row in used.get("/requests", key=used.team_viewer).json()["data"]] == ["n", "m"]
     page = used.get("/requests", key=used.viewer, limit=2).json()
     assert [row["model"] for row in used.get("/requests", key=used.viewer, limit=2, after=page["next"]).json()["data"]] == ["m"]
@@ -654,7 +654,7 @@ def test_requests_are_found_with_every_millisecond(used: ControlApi) -> None:
     ]
     assert [(each["backend"], each["error"]) for each in one["attempts"]] == [("gpu0", "refused"), ("gpu1", "")]
     like_missing(used, "GET", f"/requests/{listed[0]['id']}", "/requests/" + "f" * 32, key=used.manager)  # failure 83
-    assert "bee" not in used.get("/requests", key=used.manager, team="b").text
+    assert "someone of b" not in used.get("/requests", key=used.manager, team="b").text
     refused(used.get("/requests", key=used.viewer, after="AAAA"), 400)
 
 
@@ -672,7 +672,7 @@ def test_a_holder_reads_his_own_usage_and_nothing_else(used: ControlApi) -> None
     ]
     budgets = {budget["level"]: (budget["amount"], budget["used"], budget["left"]) for budget in own["budgets"]}
     assert budgets == {"key": (20, 30, 0), "team": ("5", "3.000000002", "1.999999998")}
-    assert "key_b" not in str(own)
+    assert "key_of_b" not in str(own)
     assert used.get("/v1/usage", key=used.holder, until="2020-01-01T00:00:00Z").json()["by_model"] == []
 
 
