@@ -19,8 +19,7 @@ from tests.support.plane import KEY, Plane
 from tests.support.redis import redis_server
 from tests.support.wire_client import request
 
-# 8 and 60 µs, where nginx took 21.6 for a request.
-IN_PROCESS: Final = 8 / 21.6
+# 60 µs, where nginx took 21.6 for a request.
 OVER_REDIS: Final = 60 / 21.6
 WITHIN_A_WORKER: Final = 8 / 20
 """8 us, where a request without limits takes 20 without its system calls."""
@@ -90,14 +89,16 @@ def _loop(plane: Plane) -> Callable[[int], None]:
 
 
 def test_what_twelve_limits_cost_a_worker() -> None:
-    costs: list[tuple[float, float]] = []
-    while not costs or (len(costs) < ATTEMPTS and not _within(*costs[-1])):
+    """With sockets. What they cost in one process is printed here and judged above: on a machine that others use too it is the
+    difference of two numbers that waver by more than it."""
+    costs: list[float] = []
+    while not costs or (len(costs) < ATTEMPTS and costs[-1] > OVER_REDIS):
         costs.append(_measure())
-    assert _within(*costs[-1]), costs
+    assert costs[-1] <= OVER_REDIS, costs
 
 
-def _measure() -> tuple[float, float]:
-    """What they cost in one process and in Redis, in requests of nginx."""
+def _measure() -> float:
+    """What they cost in Redis, in requests of nginx."""
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server())
         targets: list[Target] = [
@@ -113,11 +114,7 @@ def _measure() -> tuple[float, float]:
     assert not any(sample.failed for each in results for sample in each.requests)
     nginx, none, twelve, shared = (least(each.requests) for each in results)
     print(f"in the quietest rounds: twelve limits cost {twelve - none:.1f} us a request, in Redis {shared - none:.1f} us")
-    return (twelve - none) / nginx, (shared - none) / nginx
-
-
-def _within(in_process: float, over_redis: float) -> bool:
-    return in_process <= IN_PROCESS and over_redis <= OVER_REDIS
+    return (shared - none) / nginx
 
 
 def test_a_second_worker() -> None:
