@@ -23,12 +23,15 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 BUSY_MS = 10_000
 """How long SQLite waits for another process's write transaction."""
@@ -107,6 +110,9 @@ def open_async_engine(url: str, connect_s: float = 5) -> AsyncEngine:
         if parsed.get_backend_name() != "postgresql":
             raise StoreError(_UNUSABLE)
         place, said = _for_asyncpg(parsed)
+        import_module("greenlet")  # SQLAlchemy needs it, and where it is missing says so without its name
+        from sqlalchemy.ext.asyncio import create_async_engine
+
         arguments: dict[str, Any] = {"timeout": connect_s, "command_timeout": 2 * STATEMENT_MS / 1000, **said}
         engine = create_async_engine(place, hide_parameters=True, pool_pre_ping=True, connect_args=arguments)
     event.listen(engine.sync_engine, "begin", _begin_postgresql)
@@ -179,6 +185,8 @@ def _where_to_get(package: str | None) -> str:
         return "which comes with Glasshouse's extra `postgres`: pip install 'psycopg[binary]'"
     if package == "asyncpg":
         return "which comes with Glasshouse's extra `postgres`: pip install asyncpg"
+    if package == "greenlet":
+        return "which comes with Glasshouse's extra `postgres`: pip install 'sqlalchemy[asyncio]'"
     return "which isn't installed"
 
 
