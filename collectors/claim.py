@@ -8,6 +8,8 @@ import time
 import uuid
 from pathlib import Path
 
+from proxy.files import replace_file
+
 PATIENCE_SECONDS = 5.0
 
 
@@ -50,7 +52,5 @@ def identity(directory: Path) -> str:
     except ValueError:
         path.replace(path.with_name("collector-id.damaged"))
     made = str(uuid.uuid4())
-    scratch = path.with_name("collector-id.new")
-    scratch.write_text(made + "\n")
-    scratch.replace(path)
+    replace_file(path, f"{made}\n".encode())
     return made

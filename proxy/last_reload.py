@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from proxy.files import replace_file
+
 
 class LastReload(msgspec.Struct, frozen=True):
     began_ns: int
@@ -26,6 +28,4 @@ class LastReload(msgspec.Struct, frozen=True):
 
     def write(self, path: Path) -> None:
         """Replace the file: readers see the old one or the new one. Raises OSError."""
-        scratch = path.with_name(f"{path.name}.new")
-        scratch.write_bytes(msgspec.json.encode(self))
-        scratch.replace(path)
+        replace_file(path, msgspec.json.encode(self))

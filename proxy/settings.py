@@ -9,7 +9,6 @@ A bad value raises `SettingsError` whose text names the field, the value and wha
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Collection
 from datetime import datetime
@@ -21,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
+from proxy.files import replace_file
 from proxy.nouns import (
     NAME,
     AllowanceSettings,
@@ -366,9 +366,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return cls.of(msgspec.json.decode(path.read_bytes()))
 
     def write(self, path: Path) -> None:
-        scratch = path.with_name(f"{path.name}.{os.getpid()}")
-        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2))
-        scratch.replace(path)
+        replace_file(path, msgspec.json.format(msgspec.json.encode(self), indent=2))
 
 
 def address(text: str) -> tuple[str, int]:

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import msgspec
 
+from proxy.files import replace_file
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -16,13 +18,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 def write_state(path: Path, state: msgspec.Struct) -> None:
     """Replace the file. Raises OSError; the old one stays then."""
-    scratch = path.with_name(f"{path.name}.new")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as stream:
-        stream.write(msgspec.msgpack.encode(state))
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(path)
+    replace_file(path, msgspec.msgpack.encode(state))
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from proxy.control.catalogue import Catalogue, digest_of, file_key_id, stored
 from proxy.control.declared import Declared, principal
+from proxy.files import replace_file
 from proxy.nouns import KeySettings
 from proxy.settings import Settings
 from proxy.snapshot import Allowance, KeyTable, Principal, SnapshotError, SnapshotFile, decode_principal, encode_principal
@@ -347,20 +347,10 @@ class _Kept:
         if (data := msgspec.json.encode(last)) == self._saved:
             return
         try:
-            _replace(self._path, data)
+            replace_file(self._path, data)
         except OSError as error:
             if str(error) != self._error:
                 log.error("what the database has can't be kept", extra={"error": str(error)})
             self._error = str(error)
             return
         self._saved, self._error = data, ""
-
-
-def _replace(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(fd)
-    scratch.replace(path)

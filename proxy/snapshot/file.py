@@ -23,6 +23,7 @@ from zlib import crc32
 
 import msgspec
 
+from proxy.files import replace_file
 from proxy.snapshot.model import SNAPSHOT_VERSION, AllowanceTable, SnapshotFile
 from proxy.snapshot.table import KeyTable, SnapshotError, Table
 
@@ -114,7 +115,7 @@ def write_snapshot(path: Path, file: SnapshotFile, before: SnapshotFile | None =
     has changed since, only the date is written. Raises OSError."""
     same = before is not None and before == msgspec.structs.replace(file, published_unix_ns=before.published_unix_ns)
     if not (same and _redate(path, file.published_unix_ns)):
-        _replace(path, encode_snapshot(file))
+        replace_file(path, encode_snapshot(file))
 
 
 def _redate(path: Path, published_unix_ns: int) -> bool:
@@ -130,18 +131,6 @@ def _redate(path: Path, published_unix_ns: int) -> bool:
         return True
     finally:
         os.close(fd)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb", closefd=False) as stream:
-            stream.write(data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    scratch.replace(path)
 
 
 def _decode_catalogue(data: bytes, version: int) -> SnapshotFile:

@@ -6,11 +6,11 @@ The collector deletes nothing from the journal that isn't in this file.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from proxy.files import replace_file
 from proxy.journal import Checkpoint
 
 SPEND_VERSION = 1
@@ -73,10 +73,4 @@ def decode_spend(data: bytes) -> SpendFile:
 
 def write_spend(path: Path, file: SpendFile) -> None:
     """Replace the file: readers see the old one or the new one. Raises OSError; the old one stays then."""
-    scratch = path.with_name(f"{path.name}.new")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as stream:
-        stream.write(msgspec.msgpack.encode(file))
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(path)
+    replace_file(path, msgspec.msgpack.encode(file))

@@ -5,11 +5,11 @@ periods, and a worker that starts knows by it whether others may have anything t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from proxy.files import replace_file
 from proxy.spend.windows import Period
 
 
@@ -33,10 +33,4 @@ def read_counted(path: Path) -> Counted | None:
 
 def write_counted(path: Path, counted: Counted) -> None:
     """Replace the file: readers see the old one or the new one. Raises OSError; the old one stays then."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as stream:
-        stream.write(msgspec.json.encode(counted))
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(path)
+    replace_file(path, msgspec.json.encode(counted))

@@ -181,12 +181,8 @@ def _shown(url: str) -> str:
 
 
 def _where_to_get(package: str | None) -> str:
-    if package == "psycopg":
-        return "which comes with Glasshouse's extra `postgres`: pip install 'psycopg[binary]'"
-    if package == "asyncpg":
-        return "which comes with Glasshouse's extra `postgres`: pip install asyncpg"
-    if package == "greenlet":
-        return "which comes with Glasshouse's extra `postgres`: pip install 'sqlalchemy[asyncio]'"
+    if package in ("psycopg", "asyncpg", "greenlet"):
+        return "which comes with Glasshouse's extra `postgres`: pip install asyncpg 'psycopg[binary]' 'sqlalchemy[asyncio]'"
     return "which isn't installed"
 
 

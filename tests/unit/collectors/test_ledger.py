@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -312,13 +313,13 @@ def test_a_spend_file_that_cannot_be_written_keeps_the_journal(tmp_path: Path) -
     sink = make_sink(tmp_path)
     sink.load()
     sink.tend()
-    (tmp_path / "spend-one.new").mkdir()
+    (tmp_path / f"spend-one.{os.getpid()}").mkdir()
     sink.write(batch(1, make_record(1)))
     for _ in range(2):
         with pytest.raises(sink.failures):
             sink.tend()
     assert (sink.stored, []) == written(tmp_path) == (Checkpoint(), [])
-    (tmp_path / "spend-one.new").rmdir()
+    (tmp_path / f"spend-one.{os.getpid()}").rmdir()
     sink.tend()
     assert (sink.stored, [cost(1)]) == written(tmp_path) == (Checkpoint({"segment": 1}), [cost(1)])
     sink.close(1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -461,13 +462,13 @@ def test_a_full_disk_is_the_followers_business_and_traces_go_on(
     make_sink: Callable[..., SpansSink], phoenix: Receiver, tmp_path: Path
 ) -> None:
     sink = make_sink()
-    (tmp_path / "collector-spans.new").mkdir()
+    (tmp_path / f"collector-spans.{os.getpid()}").mkdir()
     sink.write(batch(1, make_record(0)))
     phoenix.wait(spans=PER_TRACE)
     wait(lambda: sink.counts().waiting == 0)
     with pytest.raises(OSError, match="directory"):
         sink.tend()
     assert sink.stored == Checkpoint()
-    (tmp_path / "collector-spans.new").rmdir()
+    (tmp_path / f"collector-spans.{os.getpid()}").rmdir()
     sink.close(1.0)
     assert sink.stored == position(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "state"
     write_state(path, State(1))
-    (tmp_path / "state.new").mkdir()
+    (tmp_path / f"state.{os.getpid()}").mkdir()
     with pytest.raises(OSError, match="directory"):
         write_state(path, State(2))
     assert read_state(path, State) == State(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_no_bytes_break_it(cut: int, more: bytes) -> None:
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "spend"
     write_spend(path, full())
-    (tmp_path / "spend.new").mkdir()
+    (tmp_path / f"spend.{os.getpid()}").mkdir()
     with pytest.raises(OSError, match="directory"):
         write_spend(path, SpendFile())
     assert decode_spend(path.read_bytes()) == full()

@@ -158,13 +158,9 @@ SAME = [f"postgresql{driver}://u:hunter2@host/db" for driver in ("", "+psycopg",
 
 @pytest.mark.parametrize("url", SAME)
 def test_a_missing_driver_is_named_with_where_to_get_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package, how, opening in (
-        ("psycopg", r"'psycopg\[binary\]'", open_database),
-        ("asyncpg", "asyncpg", open_async_engine),
-        ("greenlet", r"'sqlalchemy\[asyncio\]'", open_async_engine),
-    ):
+    for package, opening in (("psycopg", open_database), ("asyncpg", open_async_engine), ("greenlet", open_async_engine)):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(StoreError, match=f"extra `postgres`: pip install {how}") as caught:
+        with pytest.raises(StoreError, match=f"needs the package '{package}', .* extra `postgres`: pip install") as caught:
             opening(url)
         assert "hunter2" not in str(caught.value)
 
