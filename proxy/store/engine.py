@@ -23,7 +23,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -75,6 +75,9 @@ def open_database(url: str) -> Engine:
     """An engine for `url` with its tables up to date. Safe to call in several processes at once. Raises StoreError."""
     from proxy.store.migrations import upgrade
 
+    if not is_sqlite(url):
+        with _usable(url):
+            _look_for_asyncpg()
     engine = open_engine(url)
     try:
         upgrade(engine)
@@ -110,7 +113,7 @@ def open_async_engine(url: str, connect_s: float = 5) -> AsyncEngine:
         if parsed.get_backend_name() != "postgresql":
             raise StoreError(_UNUSABLE)
         place, said = _for_asyncpg(parsed)
-        import_module("greenlet")  # SQLAlchemy needs it, and where it is missing says so without its name
+        _look_for_asyncpg()
         from sqlalchemy.ext.asyncio import create_async_engine
 
         arguments: dict[str, Any] = {"timeout": connect_s, "command_timeout": 2 * STATEMENT_MS / 1000, **said}
@@ -148,6 +151,15 @@ def _usable(url: str) -> Iterator[URL]:
         raise StoreError(_UNUSABLE) from None
     except ModuleNotFoundError as error:
         raise StoreError(f"the database {_shown(url)} needs the package {error.name!r}, {_where_to_get(error.name)}") from None
+
+
+def _look_for_asyncpg() -> None:
+    """And for what SQLAlchemy needs beside it, of whose lack it tells without a name. Raises ModuleNotFoundError.
+
+    Whoever opens a database looks: a start should fail over what control needs, and not only control."""
+    for package in ("asyncpg", "greenlet"):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _for_psycopg(url: URL) -> URL:

@@ -158,10 +158,12 @@ SAME = [f"postgresql{driver}://u:hunter2@host/db" for driver in ("", "+psycopg",
 
 @pytest.mark.parametrize("url", SAME)
 def test_a_missing_driver_is_named_with_where_to_get_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package, opening in (("psycopg", open_database), ("asyncpg", open_async_engine), ("greenlet", open_async_engine)):
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(StoreError, match=f"needs the package '{package}', .* extra `postgres`: pip install") as caught:
-            opening(url)
+    cases = [(package, opening) for package in ("asyncpg", "greenlet") for opening in (open_database, open_async_engine)]
+    for package, opening in (("psycopg", open_database), *cases):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            with pytest.raises(StoreError, match=f"needs the package '{package}', .* extra `postgres`: pip install") as caught:
+                opening(url)
         assert "hunter2" not in str(caught.value)
 
 
