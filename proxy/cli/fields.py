@@ -92,7 +92,7 @@ def field_options(*fields: str) -> Callable[[Command], Command]:
             click.option("--set", "assigned", multiple=True, type=_VALUE, metavar="FIELD=VALUE", help=text),
             click.option("--unset", multiple=True, metavar="FIELD", help="Back to what holds without it; may be repeated."),
         ]
-        return functools.reduce(lambda made, option: option(made), reversed(options), run)  # type: ignore[return-value]
+        return functools.reduce(lambda made, option: option(made), reversed(options), run)  # type: ignore[return-value]  # each returns a function
 
     return decorate
 

@@ -112,12 +112,12 @@ def of_store(error: StoreError) -> ProxyError:
 
 
 async def _as_is(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ProxyError)  # noqa: S101  (that is what it is registered for)
+    assert isinstance(error, ProxyError)  # noqa: S101  (registered for it)
     return respond(error, request.scope["path"])
 
 
 async def _store(request: Request, error: Exception) -> Response:
-    assert isinstance(error, StoreError)  # noqa: S101
+    assert isinstance(error, StoreError)  # noqa: S101  (registered for it)
     return respond(of_store(error), request.scope["path"])
 
 
@@ -126,12 +126,12 @@ async def _unavailable(request: Request, _: Exception) -> Response:
 
 
 async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101
+    assert isinstance(error, HTTPException)  # noqa: S101  (registered for it)
     return respond(ClientFault(str(error.detail)), request.scope["path"], error.status_code, error.headers)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101
+    assert isinstance(error, RequestValidationError)  # noqa: S101  (registered for it)
     first = error.errors()[0]
     name = ".".join(str(step) for step in first["loc"][1:]) or None
     return respond(InvalidRequest(f"{name}: {first['msg']}", param=name), request.scope["path"])

@@ -52,7 +52,7 @@ class ModelCard(Object, kw_only=True):
 
     object: Literal["model"] = "model"
     id: str
-    source: Literal["file", "database"] | None  # type: ignore[assignment]
+    source: Literal["file", "database"] | None  # type: ignore[assignment]  # or none
     served: bool
     backends: list[str]
     max_model_len: int | None

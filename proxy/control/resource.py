@@ -147,7 +147,7 @@ class Resource(Generic[T]):
     def _reading(self, router: APIRouter, path: str, names: str) -> None:
         noun, shown = self.noun, self.shown
 
-        @router.get(path, summary=f"List {noun.name}", **documented(Page[shown]))  # type: ignore[valid-type]
+        @router.get(path, summary=f"List {noun.name}", **documented(Page[shown]))  # type: ignore[valid-type]  # known at run time
         @allow(*self.readers)
         async def several(given: Given, caller: Asking, part: PartOf, containing: Text = "") -> Response:
             def look(connection: Connection) -> list[Held[T]]:

@@ -184,7 +184,7 @@ def run(command: Command, tell: Callable[[str], None], go_on: Callable[[], None]
 
 def _lines(child: subprocess.Popen[bytes]) -> Iterator[str]:
     """The child's lines as they come, and an empty one whenever a while passes without any."""
-    assert child.stdout is not None  # noqa: S101
+    assert child.stdout is not None  # noqa: S101  (a pipe was asked for)
     descriptor = child.stdout.fileno()
     rest = b""
     while True:

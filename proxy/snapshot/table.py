@@ -178,4 +178,4 @@ class KeyTable(Table, Mapping[bytes, msgspec.Raw]):
             return self is other or self.encoded() == other.encoded()
         return super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as Python does
