@@ -33,6 +33,7 @@ from proxy.exchange import Exchange, Remembered
 from proxy.flow import Flow
 from proxy.listener.compressed import Decompressor
 from proxy.listener.head import ONCE, check_host, check_transfer_encoding, origin_form
+from proxy.listener.repeated import LESSONS, Repeated, learn
 from proxy.reply import Reply
 from proxy.wire.operations import find_operation
 
@@ -84,6 +85,9 @@ class ClientConnection(asyncio.Protocol):
     _paused = False
     """The client hasn't taken enough of what it got; the transport says so once, whichever answer that was."""
     _ahead_bytes = 0
+    _repeated: Repeated | None = None
+    """A head that may come again."""
+    _lessons = LESSONS
     # for the request being read
     _reading = False
     _origin_ns = 0
@@ -100,6 +104,12 @@ class ClientConnection(asyncio.Protocol):
     _body_bytes = 0
     """Of a body that doesn't come in one piece."""
     _decompressor: Decompressor | None = None
+    _lesson = b""
+    """The read that it began in, if there was nothing before it."""
+    _held = b""
+    """Its head, the same as another before: the parser is asked only if its body doesn't come in one read."""
+    _owed = 0
+    """Bytes of that body."""
     # for the one that runs
     _exchange: Exchange | None = None
     _reply: Reply | None = None
@@ -142,13 +152,45 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._exchange is not None and not self._may_send_ahead(len(data)):
             return
+        if self._repeated is not None and self._comes_again(self._repeated, data):
+            return
         limit = self._server.head_limit
         if len(data) > limit and self._head is None:
             # In one read there may be a head that is too large and nevertheless complete.
             for at in range(0, len(data), limit):
                 self._feed(data[at : at + limit])
+        elif self._lessons and not self._reading:
+            self._lesson = data
+            self._feed(data)
         else:
             self._feed(data)
+
+    def _comes_again(self, repeated: Repeated, data: bytes) -> bool:
+        """True if the parser needn't see these bytes: the head of one of the requests before, with all of its body or none."""
+        if self._held:
+            held, self._held = self._held, b""
+            if len(data) == self._owed:
+                self._begin(repeated.method, repeated.target, repeated.head, data, close=False)
+                return True
+            self._head, self._target = None, b""
+            self._feed(held)
+            return False
+        if self._reading:
+            return False
+        body = repeated.body_in(data, self._server.long_length - 1)
+        if body is None:
+            return False
+        at, length = body
+        if len(data) == at + length:
+            self._origin_ns = self._read_ns
+            self._begin(repeated.method, repeated.target, repeated.head, data[at:], close=False)
+            return True
+        if len(data) > at:
+            return False
+        self._held, self._owed = data, length
+        self._reading, self._origin_ns, self._barren_bytes = True, self._read_ns, -1
+        self._method, self._target, self._head = repeated.method, repeated.target, repeated.head
+        return True
 
     def _feed(self, data: bytes) -> None:
         if self._refused:
@@ -191,11 +233,14 @@ class ClientConnection(asyncio.Protocol):
 
     # -- httptools --
 
-    def on_url(self, url: bytes) -> None:
+    def on_message_begin(self) -> None:
+        """With the first byte of its method: from here on the parser has something of it."""
         if not self._reading:
             self._reading = True
             self._origin_ns = self._read_ns
             self._barren_bytes = -1
+
+    def on_url(self, url: bytes) -> None:
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -237,21 +282,30 @@ class ClientConnection(asyncio.Protocol):
             body = b""
         elif not isinstance(body, bytes):
             body = self._end_body(body)
-        origin_ns = self._origin_ns
         head = self._head or {}
         target = self._target
         if target[0] != _SLASH:
             target = origin_form(target)
-        exchange = Exchange(origin_ns, self._method, target, head, body, self.remembered, Flow(self._ended))
+        if self._headers:
+            self._headers = {}
+        close = not self._parser.should_keep_alive()
+        if self._lesson:
+            lesson, self._lesson = self._lesson, b""
+            if not close and _ODD.isdisjoint(head):
+                self._lessons -= 1
+                self._repeated = learn(lesson, self._method, target, head, body) or self._repeated
+        self._begin(self._method, target, head, body, close)
+
+    def _begin(self, method: bytes, target: bytes, head: dict[bytes, bytes], body: bytes, close: bool) -> None:
+        """A request is there, whole."""
+        origin_ns = self._origin_ns
+        exchange = Exchange(origin_ns, method, target, head, body, self.remembered, Flow(self._ended))
         record = exchange.record
         record.read_ns = monotonic_ns() - origin_ns
         record.client_address = self._peer if not self._forwarding else self._client(head)
         self._reading = False
         self._target = b""
         self._body = self._head = None
-        if self._headers:
-            self._headers = {}
-        close = not self._parser.should_keep_alive()
         if self._exchange is None and not self._waiting:
             self._start(exchange, close)
         else:

@@ -232,6 +232,41 @@ def test_a_client_may_say_anything(
     assert statuses[0][:both] == statuses[1][:both]
 
 
+_again = st.lists(
+    st.builds(lambda words: ask(user="u" * words), st.sampled_from([0, 1, 9, 10, 1000])) | st.sampled_from(GOOD),
+    min_size=1,
+    max_size=3,
+).map(b"".join)
+
+
+@effort(250)
+@given(said=_again, changes=st.lists(edits(_pieces), max_size=2), cut=cuts())
+def test_a_head_that_comes_again_is_read_as_at_first(
+    bench: Bench, said: bytes, changes: list[Callable[[bytes], bytes]], cut: Callable[[bytes], list[bytes]]
+) -> None:
+    """What a connection has learnt of its client's heads changes nothing, whatever comes after the first, in whatever reads."""
+    for change in changes:
+        said = change(said)
+    told: dict[bool, list[object]] = {True: [], False: []}
+    for learns in told:
+        for reads in ([said], cut(said), _head_and_body(said), [*cut(said)[:1], ask()]):
+            with bench.client() as client:
+                if not learns:
+                    client.connection._lessons = 0
+                heard = bench.loop.run_until_complete(say(bench, client, [ask(), *reads]))
+                assert (client.connection._repeated is not None) == learns
+                answers, upstream = Answers(client.heard), Requests(heard)
+            records = [(each.status, each.operation, each.model, each.request_bytes, each.user) for each in bench.records()]
+            told[learns].append((answers.statuses, upstream.targets, upstream.bodies, records, client.closed))
+    assert told[True] == told[False]
+
+
+def _head_and_body(said: bytes) -> list[bytes]:
+    """As some clients write a request."""
+    at = said.find(b"\r\n\r\n") + 4
+    return [said[:at], said[at:]] if 4 <= at < len(said) else [said]
+
+
 def _own(answers: Answers) -> int:
     """Answers of ours with status 200."""
     return sum(status == 200 and body != b'{"a":"b"} \n' for status, body in zip(answers.statuses, answers.bodies, strict=True))
