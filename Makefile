@@ -33,7 +33,7 @@ test-long: $(STAMPS)/dev
 
 test-engine: $(STAMPS)/dev
 	$(BIN)/python -m tests.engine
-	$(BIN)/pytest -m engine $(ARGS)
+	$(BIN)/pytest tests/engine -m engine $(ARGS)
 
 fuzz: $(STAMPS)/dev
 	$(BIN)/pytest tests/fuzz --minutes 3 $(ARGS)

@@ -1,7 +1,8 @@
 """The collector process: what runs in it, and how it stops.
 
-A thread follows the journal for each sink, a thread sends traces, one takes old rows away (retention.py), a few serve `/metrics`;
-the main thread looks after the rest once a second: heartbeats, segments that everybody has, captured content that has grown old.
+A thread follows the journal for each sink, a thread sends traces, one takes old rows away (retention.py), one has the engines
+asked for their load (engines/), a few serve `/metrics`; the main thread looks after the rest once a second: heartbeats, segments
+that everybody has, captured content that has grown old.
 
 Stopping, on SIGTERM (the workers have stopped before): every sink reads the journal to its end, saves its state, and the process
 ends with 0. What a sink can't store within `DRAIN_SECONDS` waits in the journal.
@@ -21,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.process_collector import ProcessCollector
 
 from collectors.claim import claim, identity
+from collectors.engines import EngineWatch
 from collectors.exposition import Exposition
 from collectors.records.captured import Captured
 from collectors.records.follow import Follower
@@ -72,6 +74,7 @@ class Collector:
         sinks: list[Sink] = [self._ledger, self._metrics, *([self._spans] if self._spans is not None else [])]
         self._followers = [Follower(self._tail, sink) for sink in sinks]
         self._retention = Retention(settings.database_url, settings.retention)
+        self._engines = EngineWatch(settings.snapshot_path, settings.engines_path)
         self._beats: list[Heartbeat] = []
         self._last_reload: LastReload | None = None
         self._looking = threading.Lock()
@@ -107,6 +110,7 @@ class Collector:
         self._exposition.start()
         for follower in self._followers:
             follower.start()
+        self._engines.start()
         host, _ = address(self._settings.metrics.listen)
         log.info(
             "collecting", extra={"metrics": f"{host}:{self._exposition.port}", "sinks": [f.sink.name for f in self._followers]}
@@ -132,6 +136,7 @@ class Collector:
         for follower in self._followers:
             follower.stop(deadline)
         self._retention.stop(LAST_SECONDS)
+        self._engines.stop(LAST_SECONDS)
         waiting = list(self._followers)
         while waiting and time.monotonic() < deadline + LAST_SECONDS:
             waiting = [follower for follower in waiting if not follower.join(0.05)]
@@ -200,4 +205,5 @@ class Collector:
             set_aside_records=sum(1 for _ in self._unstored.glob("*.record")),
             last_reload=self._last_reload,
             retention=self._retention.view(),
+            engines=self._engines.view(),
         )

@@ -20,9 +20,11 @@
     ├── ProxyFault             we must change something
     │   ├── InternalError          500
     │   ├── NotReady               503  (no snapshot yet, journal full)
+    │   ├── Overloaded             503  (too many wait for an engine)
     │   ├── TooManyConnections     503
     │   └── ShuttingDown           503
     └── UpstreamFault          the engine failed
+        ├── BackendLost            503  (given up before it answered; another one is asked)
         ├── EngineFailed           as the engine answered (5xx, 429, an error event in a stream)
         ├── UpstreamUnreachable    503
         ├── UpstreamDisconnected   502
@@ -214,6 +216,18 @@ class NotReady(ProxyFault):
     retry_after_s = 1
 
 
+class Overloaded(ProxyFault):
+    """There is no room for it, nor was there for as long as it could wait. `wait_s`: seconds after which there may be."""
+
+    status = 503
+    type = "service_unavailable"
+    outcome = Outcome.REJECTED
+
+    def __init__(self, message: str, *, code: str, wait_s: float) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = math.ceil(wait_s)
+
+
 class TooManyConnections(ProxyFault):
     status = 503
     type = "service_unavailable"
@@ -243,6 +257,14 @@ class EngineFailed(UpstreamFault):
 class UpstreamUnreachable(UpstreamFault):
     status = 503
     code = "upstream_unreachable"
+    retry_after_s = 1
+
+
+class BackendLost(UpstreamFault):
+    """The backend was given up while this request waited for its first token there."""
+
+    status = 503
+    code = "backend_lost"
     retry_after_s = 1
 
 

@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -37,6 +37,11 @@ class Phase(IntEnum):
     OPENING = 0
     PROGRESS = 1
     CLOSING = 2
+
+
+OPENING: Final = Phase.OPENING
+CLOSING: Final = Phase.CLOSING
+"""Every request needs both, and to look up a member takes Python as long as twenty attributes."""
 
 
 class UsageSource(IntEnum):
@@ -161,6 +166,14 @@ class Record(msgspec.Struct, array_like=True):
     project: str = ""
     requested_model: str = ""
     """The alias under which `model` was asked for; nothing if it was by its name."""
+    routed_by: str = ""
+    """The policy that chose the last backend, and what spoke for that one: `auto.prefix`; `only`: there was no choice."""
+    scores: list[tuple[str, int]] = []
+    """The backends among which it chose, each with its score; the lowest has it. Nothing where there was no choice."""
+    queued_ns: int = 0
+    """When it began to wait for a backend with room. It waited until its first try, or to its end if it had none."""
+    fallback_of: str = ""
+    """The model that was asked for and that nobody could answer for: `model` did instead."""
 
     @property
     def backend(self) -> str:
@@ -170,6 +183,13 @@ class Record(msgspec.Struct, array_like=True):
     @property
     def hex_id(self) -> str:
         return self.id.hex()
+
+    @property
+    def wait_ns(self) -> int:
+        """How long it waited for a backend with room, before its first try."""
+        if not self.queued_ns:
+            return 0
+        return max(0, (self.attempts[0].started_ns if self.attempts else self.ended_ns) - self.queued_ns)
 
     def gap(self, now_ns: int) -> None:
         """Count the time since the previous token; `now_ns` is an offset like every other time here."""
@@ -184,10 +204,12 @@ class Record(msgspec.Struct, array_like=True):
         self.last_token_ns = now_ns
 
     def proxy_added_ns(self) -> int:
-        """What the proxy itself added: from the whole request read to its dispatch, less waiting for connections and for attempts
-        that failed, and from the engine's last byte to the release of ours."""
-        waited = sum(a.ended_ns - a.started_ns for a in self.attempts[:-1])
-        waited += sum(max(0, a.connected_ns - a.started_ns) for a in self.attempts[-1:])
+        """What the proxy itself added: from the whole request read to its dispatch, less waiting for room, for attempts that
+        failed (and for room after them) and for connections, and from the engine's last byte to the release of ours."""
+        waited = self.wait_ns
+        if self.attempts:
+            first, last_try = self.attempts[0], self.attempts[-1]
+            waited += last_try.started_ns - first.started_ns + max(0, last_try.connected_ns - last_try.started_ns)
         if not self.sent_ns:
             last = self.attempts[-1].ended_ns - self.attempts[-1].started_ns if self.attempts else 0
             return max(0, self.ended_ns - self.read_ns - waited - last)
@@ -202,6 +224,7 @@ class Timed(Protocol):
     read_ns: int
     authenticated_ns: int
     admitted_ns: int
+    queued_ns: int
     sent_ns: int
     first_byte_ns: int
     first_token_ns: int
@@ -212,8 +235,8 @@ class Timed(Protocol):
 def named_times(of: Timed, attempts: Sequence[Attempt]) -> Iterator[tuple[str, int, int]]:
     """Where the time went, in the order in which it went, without gaps: (name, from, to), ns after it was received.
 
-    read: the request's bytes; route: choosing a backend; retries: tries before the last; prefill: until the first token (of an
-    answer in one piece: engine); decode: until the engine's last byte (receive); release: until ours.
+    read: the request's bytes; route: choosing a backend; wait: until one had room; retries: tries before the last; prefill: until
+    the first token (of an answer in one piece: engine); decode: until the engine's last byte (receive); release: until ours.
     """
     first, last = (attempts[0], attempts[-1]) if attempts else (None, None)
     streamed = bool(of.first_token_ns)
@@ -221,7 +244,8 @@ def named_times(of: Timed, attempts: Sequence[Attempt]) -> Iterator[tuple[str, i
         ("read", of.read_ns),
         ("authenticate", of.authenticated_ns),
         ("admit", of.admitted_ns),
-        ("route", first.started_ns if first else 0),
+        ("route", of.queued_ns or (first.started_ns if first else 0)),
+        ("wait", (first.started_ns if first else of.ended_ns) if of.queued_ns else 0),
         ("retries", last.started_ns if last is not first and last else 0),
         ("connect", last.connected_ns if last else 0),
         ("send", of.sent_ns),

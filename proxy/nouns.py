@@ -6,9 +6,11 @@ structure, and are checked by it. A bad value raises `msgspec.ValidationError`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -21,11 +23,14 @@ _END = r"$(?!\n)"
 NAME = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{_END}"
 Name = Annotated[str, Meta(pattern=NAME)]
 Tag = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._:/=-]{{0,63}}{_END}")]
-ModelName = Annotated[str, Meta(pattern=rf"^[^\s\x00-\x1f\x7f]{{1,256}}{_END}")]
+MODEL_NAME = rf"^[^\s\x00-\x1f\x7f]{{1,256}}{_END}"
+ModelName = Annotated[str, Meta(pattern=MODEL_NAME)]
 Count = Annotated[int, Meta(ge=1, le=10**15)]
 """Of whatever. The most is as good as no limit, and a thousand times as many still fit into 63 bits."""
 CountOrNone = Annotated[int, Meta(ge=0, le=10**15)]
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+_PATTERN = frozenset("*?[")
+"""What makes a name a pattern, as of a shell: `*`, `?`, `[abc]`; upper and lower case differ."""
 Json = bool | int | float | str | list[Any] | dict[str, Any] | None
 OperationName = Literal[
     "chat",
@@ -44,9 +49,35 @@ OperationName = Literal[
 """What engines are asked for, as rows of the ledger call it. The list of models isn't among it: who has a key may see it."""
 
 
+def is_pattern(name: str) -> bool:
+    """Whether what a backend is declared to serve stands for many models (`gpt-*`)."""
+    return not _PATTERN.isdisjoint(name)
+
+
+def covering(patterns: Iterable[str], name: str) -> str | None:
+    """The longest of the patterns that match a name; None if none does."""
+    matching = (pattern for pattern in patterns if fnmatchcase(name, pattern))
+    return max(matching, key=lambda pattern: (len(pattern), pattern), default=None)
+
+
+PolicyName = Literal["auto", "least_loaded", "prefix_affinity", "round_robin", "session", "weighted"]
+"""Who of several backends is to answer: `proxy/routing/policies`."""
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+PriorityName = Literal["high", "normal", "low"]
+PRIORITIES: tuple[PriorityName, ...] = get_args(PriorityName)
+Weight = Annotated[float, Meta(ge=0.001, le=1000)]
+
+
 class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One inference server. `url` is its root, with or without `/v1`. `ca_file`: the authorities (PEM) that may vouch for an
-    `https` one, instead of the system's."""
+    `https` one, instead of the system's.
+
+    models: what may be asked of it, names or patterns (`gpt-*`); nothing: what it lists itself.
+    weight: how much it may do, against others.
+    depth: requests that this host sends it at a time; more wait here, where they are put in order. Of a vLLM 256 unless said
+    otherwise, as many as it takes up at a time by default (`--max-num-seqs`); of others as many as come.
+    prefill_tokens: prompt tokens that one key may have it compute at a time while others are at work too.
+    """
 
     url: str
     name: Name | None = None
@@ -54,6 +85,9 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     models: list[str] = []
     api_key_env: str | None = None
     ca_file: str | None = None
+    weight: Weight = 1.0
+    depth: Count | None = None
+    prefill_tokens: Count = 8192
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -65,6 +99,17 @@ class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError(f"{self.url!r} has a port outside 1..65535") from None
         if self.ca_file is not None and parts.scheme != "https":
             raise ValueError(f"ca_file: {self.ca_file!r} is of no use with {self.url!r}; allowed: with an https:// url")
+
+
+class RunTimeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is said of a backend while everything runs, wherever it is declared. It holds for whatever has the backend's name.
+
+    drained: it gets no more requests; those that it has go on.
+    weight: instead of the declared one.
+    """
+
+    drained: bool = False
+    weight: Weight | None = None
 
 
 class PriceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +168,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     price: at any time before the first of `prices`.
     prices: later ones, each from its moment on.
+    fallbacks: models that are asked instead, one after the other, when no backend can answer for this one.
+    policy: who of several backends is to answer, instead of `routing.policy`.
     aliases: other names under which it may be asked for. A model that a backend serves under such a name comes first.
     defaults: parameters that are added to requests that don't say them (`temperature`, `max_tokens`, ...).
     assumed_output_tokens: what limits and budgets set aside for an answer whose request doesn't say how long it may become.
@@ -134,6 +181,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     defaults: dict[str, Json] = {}
     bounds: BoundsSettings = BoundsSettings()
     assumed_output_tokens: Count = 1024
+    policy: PolicyName | None = None
+    fallbacks: tuple[ModelName, ...] = ()
 
     def __post_init__(self) -> None:
         if wrong := sorted(self.defaults.keys() & NOT_DEFAULTS):
@@ -141,6 +190,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         moments = [each.valid_from for each in self.prices]
         if len(set(moments)) != len(moments):
             raise ValueError("prices: two are valid from the same moment; allowed: one for each valid_from")
+        if twice := [each for at, each in enumerate(self.fallbacks) if each in self.fallbacks[:at]]:
+            raise ValueError(f"fallbacks: {twice[0]!r} stands twice; allowed: each once")
 
 
 class BudgetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,6 +227,7 @@ class AllowanceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     models: names or patterns (`qwen*`; `*`, `?`, `[abc]`, upper and lower case differ); others don't exist for the caller.
     operations: what may be asked for.
     expires: from this moment on nothing may be; with its zone, such as 2026-12-31T18:00:00+01:00.
+    priority: who is next where requests wait for an engine: all of `high` before all of `normal`, and these before all of `low`.
     """
 
     requests_per_minute: Count | None = None
@@ -188,6 +240,7 @@ class AllowanceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     operations: tuple[OperationName, ...] | None = None
     expires: Annotated[datetime, Meta(tz=True)] | None = None
     budgets: tuple[BudgetSettings, ...] = ()
+    priority: PriorityName = "normal"
 
 
 class TeamSettings(AllowanceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,6 +261,10 @@ class UserSettings(MemberSettings, frozen=True, kw_only=True, forbid_unknown_fie
 
 class ProjectSettings(MemberSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What keys are for. Limits and budgets hold for all keys of the project together."""
+
+
+SYSTEM_KEY = "system"
+"""What the proxy's own requests are booked to, and so no name for a key."""
 
 
 class KeySettings(MemberSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import re
 from binascii import unhexlify
-from time import monotonic_ns
+from time import monotonic_ns, time_ns
 from typing import Any
 
 from proxy.accounting import price
 from proxy.admission import Admission
 from proxy.auth import Authenticator
-from proxy.errors import ClientGone, InternalError, NotReady, ProxyError, UnsupportedMedia
-from proxy.exchange import Exchange, Phase, encode_record
+from proxy.engines import read_engines
+from proxy.errors import ClientGone, InternalError, InvalidRequest, NotReady, ProxyError, UnsupportedMedia
+from proxy.exchange import CLOSING, OPENING, Exchange, Phase, encode_record
 from proxy.journal import Journal, JournalFull, encode_content
-from proxy.relay import Relay
+from proxy.relay import Fallbacks, Relay
 from proxy.reply import Reply
 from proxy.routing import Router
 from proxy.settings import Settings
@@ -27,8 +28,9 @@ from proxy.wire import models
 from proxy.wire.adapt import adapt
 from proxy.wire.bounds import check_bounds
 from proxy.wire.media import Media
-from proxy.wire.operation import EngineOperation, Operation, RelayedOperation
+from proxy.wire.operation import MAX_TEXT, EngineOperation, Operation, RelayedOperation
 from proxy.wire.operations import find_operation
+from proxy.wire.stream import Terms
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +53,8 @@ class Pipeline:
         self.authenticator = Authenticator(feed)
         self._media = Media(settings.media.hosts)
         self.admission = Admission(journal.incarnation)
-        self.router = Router()
-        self.relay = Relay(self.router, settings, self._open)
+        self.router = Router(settings, self._open)
+        self.relay = Relay(self.router, settings, self._open, self._seal)
         self.unaccepted: dict[str, int] = {}
         """Requests that never were accepted, by error code."""
 
@@ -82,7 +84,8 @@ class Pipeline:
                 permit = self.admission.admit(exchange, principal, operation, model, snapshot, reply)  # held to the last byte
                 if permit is not None and permit.waits:
                     await permit.decided()
-                await self.relay.relay(operation, exchange, request, model, snapshot, reply)
+                fallbacks = self._fallbacks(exchange, operation, principal, snapshot) if model.fallbacks else None
+                await self.relay.relay(operation, exchange, request, model, snapshot, reply, fallbacks)
             elif isinstance(operation, RelayedOperation):
                 self.admission.in_flight.add(exchange)  # nothing limits it: who has used up a budget wants to know
                 await self.relay.ask_control(operation, exchange, reply)
@@ -122,7 +125,7 @@ class Pipeline:
         if operation is models.RETRIEVE:
             record, name = exchange.record, models.model_name(exchange.target)
             record.model = name[:256]
-            model = snapshot.allowed_models(principal).get(name)
+            model = snapshot.model(principal, name)
             if model is None:
                 raise models.unknown_model(name)
             if model.name != name:
@@ -134,11 +137,33 @@ class Pipeline:
     def _route(self, name: str | None, principal: Principal) -> tuple[Snapshot, Model]:
         """The model that is asked for, or the only one. Its backend is bound by the relay, when the request is to be sent."""
         snapshot = self._feed.current or self._snapshot()
-        allowed = snapshot.allowed_models(principal)
-        model = allowed.get(name) if name else _only_model(allowed)
+        model = snapshot.model(principal, name) if name else _only_model(snapshot.allowed_models(principal))
         if model is None:
             raise models.unknown_model(name) if name else models.unnamed_model()
         return snapshot, model
+
+    def _fallbacks(
+        self, exchange: Exchange, operation: EngineOperation[Any], principal: Principal, snapshot: Snapshot
+    ) -> Fallbacks:
+        """Other models that may answer instead, each with the request as it goes to it. One that the key may not use, or that
+        doesn't allow as much as is asked for, is passed over."""
+        record, asked = exchange.record, exchange.model
+        body, content_type = exchange.body, exchange.content_type
+        for name in asked.fallbacks if asked is not None else ():
+            model = snapshot.model(principal, name)
+            if model is None or asked is None:
+                continue
+            request, requested = operation.read(body, record, content_type), record.requested_model
+            try:
+                check_bounds(request, model.bounds)
+                exchange.changes = adapt(operation, body, content_type, request, record, model.name, model.defaults)
+            except InvalidRequest:
+                record.model = asked.name[:MAX_TEXT]
+                continue
+            finally:
+                record.requested_model = requested
+            exchange.model, record.fallback_of = model, asked.name[:MAX_TEXT]
+            yield model, request
 
     # -- ends --
 
@@ -153,7 +178,10 @@ class Pipeline:
         exchange.fail(error)
         operation = exchange.operation
         body = error.body() if operation is None else operation.error(error)
-        reply.fail(error, body, b"" if call is None else call.broken(error))
+        broken = b"" if call is None else call.broken(error)
+        if not broken and reply.kept_waiting and isinstance(operation, RelayedOperation):
+            broken = operation.watch(exchange.record, Terms(), limit=0).broken(error)
+        reply.fail(error, body, broken)
 
     def _seal(self, exchange: Exchange, reply: Reply) -> None:
         """Account, record, release: one synchronous stretch, so that nothing comes between the record and the last bytes."""
@@ -185,7 +213,7 @@ class Pipeline:
             if reply.started:
                 record.unsent_bytes = reply.unsent_bytes()
         record.ended_ns = monotonic_ns() - exchange.origin_ns
-        self._journal.append(encode_record(Phase.CLOSING, record), exchange.opened)
+        self._journal.append(encode_record(CLOSING, record), exchange.opened)
 
     def _keep_content(self, content: Journal, exchange: Exchange, reply: Reply) -> None:
         """Prompt and answer, raw, beside the record and before it; the collector reads them. Losing them is allowed."""
@@ -203,7 +231,7 @@ class Pipeline:
 
     def _open(self, exchange: Exchange) -> None:
         """The opening record: from here on a crash leaves a trace. (If there is no room for it, `journal.full` tells.)"""
-        exchange.opened = self._journal.offer(encode_record(Phase.OPENING, exchange.record))
+        exchange.opened = self._journal.offer(encode_record(OPENING, exchange.record))
 
     def _snapshot(self) -> Snapshot:
         snapshot = self._feed.current
@@ -217,6 +245,17 @@ class Pipeline:
 
     # -- from the worker's sweep --
 
+    def follow(self) -> None:
+        """The snapshot has changed."""
+        if (snapshot := self._feed.current) is not None:
+            self.relay.keep_only(snapshot.backends)
+            self.router.follow(snapshot)
+
+    def learn(self) -> None:
+        """What engines say of their load. Hints, once a second."""
+        engines = read_engines(self._settings.engines_path, time_ns())
+        self.router.learn(engines.loads if engines is not None else {}, monotonic_ns())
+
     def sweep(self, now_ns: int) -> None:
         """Timeouts of what is in flight."""
         for exchange in list(self.admission.in_flight):
@@ -224,6 +263,7 @@ class Pipeline:
             if call is not None and not call.complete and (error := call.overdue(now_ns)) is not None:
                 exchange.flow.interrupt(error)
         self.relay.sweep(now_ns)
+        self.router.sweep(now_ns)
 
     def record_progress(self) -> None:
         """A progress record of every stream that has moved since its last: what a crash would otherwise lose."""

@@ -7,7 +7,7 @@ other way. Whatever breaks before leaves a client with an answer that is visibly
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from proxy.errors import ClientGone, ProxyError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
 
 
+_COMMENT = b": waiting\n\n"
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
@@ -24,6 +25,17 @@ class Source(Protocol):
     def pause_reading(self) -> None: ...
 
     def resume_reading(self) -> None: ...
+
+
+class Withdrawn(NamedTuple):
+    """An answer that was at hand."""
+
+    status: int
+    head: bytes
+    chunked: bool
+    streaming: bool
+    tail: bytes
+    served_by: bytes
 
 
 class Reply:
@@ -36,12 +48,16 @@ class Reply:
     captured = b""
     """The body so far, where capture is on; no more than tells that it was longer than wanted."""
     status = 0
+    served_by = b""
+    """The header line that tells which backend it is from."""
     lines = b""
     """Header lines of ours, besides the usual ones, each with CR LF before it."""
     tail = b""
     sent = 0
     """Bytes of the body handed to the client's socket so far."""
     started = False
+    kept_waiting = False
+    """The head has gone out before an engine had answered, to keep a client that waits."""
     gone = False
     """The client has left, or was dropped."""
     bodiless = False
@@ -64,6 +80,11 @@ class Reply:
     def keep_alive(self) -> bool:
         return not self._close and not self.broken
 
+    @property
+    def begun(self) -> bool:
+        """Some of it has gone to the client, more than that there will be something."""
+        return self.sent > 0
+
     # -- the answer --
 
     def announce_close(self) -> None:
@@ -74,6 +95,8 @@ class Reply:
     def head(self, status: int, lines: bytes, sized: bool, streaming: bool) -> None:
         """The engine's status line and header lines, without those of a single hop and without the last line's end.
         `sized`: content-length is among them."""
+        if self.started:
+            return  # `keep_waiting` has said what there will be
         self.status = status
         self._head = lines
         self._chunked = not sized
@@ -82,6 +105,29 @@ class Reply:
     def replace_head(self, status: int) -> None:
         """Another status for an answer that hasn't started: it becomes a JSON error."""
         self.head(status, _status_line(status) + b"content-type: application/json", False, False)
+
+    def keep_waiting(self) -> None:
+        """There will be a stream; a comment keeps it alive. Clients pass over it, and it is no part of the answer."""
+        if not self.started:
+            self.head(200, _status_line(200) + b"content-type: text/event-stream; charset=utf-8", False, True)
+            self.kept_waiting = True
+        self._put(self._frame(_COMMENT) if self._chunked and not self._http_1_0 else _COMMENT)
+
+    def withdraw(self) -> Withdrawn:
+        """Take back an answer of which nothing has gone out yet: another one may come instead, or none, and then this one may be
+        `restore`d."""
+        withdrawn = Withdrawn(self.status, self._head, self._chunked, self._streaming, self.tail, self.served_by)
+        if self.started:
+            self.tail = b""
+            return withdrawn
+        self.status, self._head, self._chunked, self._streaming, self.tail, self.served_by = 0, b"", False, False, b"", b""
+        return withdrawn
+
+    def restore(self, withdrawn: Withdrawn) -> None:
+        if self.started:
+            self.tail = withdrawn.tail
+            return
+        self.status, self._head, self._chunked, self._streaming, self.tail, self.served_by = withdrawn
 
     def write(self, data: bytes) -> None:
         """Part of the body, as it comes."""
@@ -162,8 +208,7 @@ class Reply:
                 lines += b"\r\ntransfer-encoding: chunked"
         if self._close:
             lines += b"\r\nconnection: close"
-        if self.lines:
-            lines += self.lines
+        lines += self.served_by + self.lines
         return b"%b\r\nx-request-id: %b\r\n\r\n" % (lines, self._id)
 
     # -- flow control: a client that reads slowly slows its engine down --

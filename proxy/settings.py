@@ -23,12 +23,14 @@ from msgspec import Meta, Struct
 from proxy.files import replace_file
 from proxy.nouns import (
     NAME,
+    SYSTEM_KEY,
     AllowanceSettings,
     BackendSettings,
     BoundsSettings,
     KeySettings,
     ModelSettings,
     Name,
+    PolicyName,
     ProjectSettings,
     TeamSettings,
     UserSettings,
@@ -194,6 +196,39 @@ class MediaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     hosts: tuple[Annotated[str, Meta(pattern=r"^(\*\.)?[a-z0-9][a-z0-9.-]*$")], ...] = ()
 
 
+class HealthSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a backend is left alone. Seconds, but for `failures`: so many in a row, and it has to leave.
+
+    silence: one that owes answers and sends nothing for so long (and a second more for each 500 prompt tokens that it has to
+    compute) is asked for a token, and has to leave if it doesn't give one within `probe`.
+    ejection: for how long at first; each time that it fails again soon, twice as long, up to `longest_ejection`.
+    slow_start: how long it takes, back again, until it has all of its load.
+    """
+
+    failures: Annotated[int, Meta(ge=1)] = 3
+    silence: Seconds = 30.0
+    probe: Seconds = 10.0
+    ejection: Seconds = 5.0
+    longest_ejection: Seconds = 300.0
+    slow_start: Annotated[float, Meta(ge=0)] = 30.0
+
+
+class WaitingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Requests that wait for an engine, of one worker: how many at most (of one key seven eighths of them), and for how many
+    seconds. `keep_alive`: a stream that waits gets a comment every so many seconds, so that what is between the client and here
+    doesn't take it for dead."""
+
+    requests: Annotated[int, Meta(ge=0)] = 1000
+    timeout: Seconds = 120.0
+    keep_alive: Seconds | None = None
+
+
+class RoutingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who of several backends is to answer; a model may have a policy of its own."""
+
+    policy: PolicyName = "auto"
+
+
 class CaptureSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Prompts and answers in traces: off unless switched on."""
 
@@ -231,6 +266,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capture: CaptureSettings = CaptureSettings()
     media: MediaSettings = MediaSettings()
     retention: RetentionSettings = RetentionSettings()
+    routing: RoutingSettings = RoutingSettings()
+    health: HealthSettings = HealthSettings()
+    waiting: WaitingSettings = WaitingSettings()
 
     def __post_init__(self) -> None:
         for field, value in (
@@ -256,6 +294,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                         f"models.{name}.price.from: {price.from_!r} has its price in {CURRENCY}, and currency is "
                         f"{self.currency!r}; allowed: input, cached_input and output in {self.currency}"
                     )
+        if SYSTEM_KEY in self.keys:
+            raise ValueError(
+                f"keys: {SYSTEM_KEY!r} is what the proxy's own requests are booked to; allowed: any other name for a key"
+            )
         self._check_members()
         if self.workers > 1 and self.redis is None:
             raise ValueError(
@@ -284,6 +326,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         aliases = [alias for model in self.models.values() for alias in model.aliases]
         if twice := sorted({alias for alias in aliases if aliases.count(alias) > 1}):
             raise ValueError(f"models: the alias {twice[0]!r} stands for two models; allowed: for one")
+        for name, model in self.models.items():
+            if itself := {name, *model.aliases} & set(model.fallbacks):
+                raise ValueError(f"models.{name}.fallbacks: {sorted(itself)[0]!r} is the model itself; allowed: others")
 
     def backend_name(self, index: int) -> str:
         return self.backends[index].name or f"backend-{index}"
@@ -325,6 +370,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def spend_path(self) -> Path:
         """What was spent so far, as far as the collector has stored it."""
         return self.state_path / "spend"
+
+    @property
+    def engines_path(self) -> Path:
+        """What engines say of their own load, as the collector heard it last."""
+        return self.state_path / "engines"
 
     @property
     def control_socket_path(self) -> Path:

@@ -24,10 +24,11 @@ from proxy import logs
 from proxy.admission.others import Others
 from proxy.errors import ShuttingDown
 from proxy.exchange import set_wall_anchor
-from proxy.journal import Heartbeat, HeartbeatFile, Journal
+from proxy.journal import BackendBeat, Heartbeat, HeartbeatFile, Journal
 from proxy.listener.probes import READY, Probes
 from proxy.listener.server import Server
 from proxy.pipeline import Pipeline
+from proxy.routing import Standing
 from proxy.settings import Settings
 from proxy.snapshot import Model, SnapshotFeed
 from proxy.spend.host import host_id
@@ -67,6 +68,7 @@ class Worker:
             self._content = Journal(settings.content_path, CONTENT_SEGMENT_BYTES, 4 * settings.journal.segment_bytes)
         self._heartbeat = HeartbeatFile(settings.journal_path, self._journal.incarnation)
         self._pipeline = Pipeline(settings, self._feed, self._journal, self._content)
+        self._pipeline.follow()
         pipeline = self._pipeline
         self._others = Others(settings, pipeline.admission, self._models)
         self._shared = self._share()
@@ -190,11 +192,12 @@ class Worker:
     def _sweep(self, now_ns: int) -> None:
         self._sweeps += 1
         set_wall_anchor()
-        if self._feed.poll() and self._feed.current is not None:
-            self._pipeline.relay.keep_only(self._feed.current.backends)
+        if self._feed.poll():
+            self._pipeline.follow()
         self._pipeline.sweep(now_ns)
         if self._sweeps % PROGRESS_EVERY == 0:
             self._pipeline.record_progress()
+            self._pipeline.learn()
             self._others.tend(leaving=self._server.draining)
         if self._sweeps % CONNECTIONS_EVERY == 0:
             self._server.sweep(now_ns)
@@ -210,6 +213,7 @@ class Worker:
     def _beat(self) -> None:
         journal, snapshot, certificate = self._journal, self._feed.current, self._server.certificate
         segment, position = journal.position
+        backends = {name: _backend_beat(standing) for name, standing in self._pipeline.router.standings.items()}
         self._heartbeat.write(
             Heartbeat(
                 incarnation=journal.incarnation,
@@ -217,7 +221,7 @@ class Worker:
                 unix_ns=time.time_ns(),
                 requests=self._pipeline.authenticator.accepted,
                 in_flight=len(self._pipeline.admission.in_flight),
-                in_flight_by_backend=dict(self._pipeline.router.in_flight),
+                in_flight_by_backend={name: beat.in_flight for name, beat in backends.items()},
                 connections=len(self._server.connections),
                 loop_delay_ns=self._loop_delay_ns,
                 snapshot_unix_ns=snapshot.published_unix_ns if snapshot is not None else 0,
@@ -232,8 +236,26 @@ class Worker:
                 reservations=self._pipeline.admission.reservations,
                 redis="" if self._shared is None else "up" if self._shared.up else "down",
                 redis_failures=0 if self._shared is None else self._shared.failures,
+                waiting=self._pipeline.router.waiting,
+                backends=backends,
+                retries_denied=self._pipeline.relay.retries_denied,
             )
         )
+
+
+def _backend_beat(standing: Standing) -> BackendBeat:
+    health = standing.health
+    return BackendBeat(
+        state="drained" if standing.drained else health.state.label,
+        reason=health.reason,
+        in_flight=standing.in_flight,
+        tokens=standing.tokens,
+        prefilling=standing.prefilling,
+        part=standing.part,
+        ejections=standing.ejections,
+        probes=standing.probes,
+        failed_probes=standing.failed_probes,
+    )
 
 
 def _size(path: Path) -> int:

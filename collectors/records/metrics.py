@@ -12,14 +12,17 @@ of them make one of the exposed unit. Labels never hold a request, a session or 
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from types import MappingProxyType
 from typing import NamedTuple
 
 from collectors.records.series import OTHER, LabelBounds, Series
+from proxy.engines import EngineLoad
 from proxy.errors import Outcome
 from proxy.exchange import INTER_TOKEN_BOUNDS_NS, Attempt, EngineTimings, Record
-from proxy.journal import Heartbeat
+from proxy.journal import BackendBeat, Heartbeat
 from proxy.last_reload import LastReload
 
 NANO = 1_000_000_000
@@ -45,6 +48,12 @@ ADDED_BOUNDS = _ns(
     *(0.00005, 0.000075, 0.0001, 0.00015, 0.0002, 0.0003, 0.0004, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),
     *(0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
+
+WAIT_BOUNDS = _ns(
+    *(0.0, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 15.0),
+    *(20.0, 30.0, 40.0, 60.0, 120.0, 300.0, 600.0),
+)
+"""0: most don't wait at all, and a quantile shall say so."""
 
 CONNECT_BOUNDS = _ns(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
@@ -117,6 +126,16 @@ class RetentionView(NamedTuple):
     overdue_days: int
 
 
+class EngineView(NamedTuple):
+    """What an engine says of its load now, None if it doesn't. `computed`: what it has computed since this process first heard of
+    it; `scrapes`: how often it was asked, by how that ended."""
+
+    backend: str
+    load: EngineLoad | None
+    computed: Mapping[str, int]
+    scrapes: Mapping[str, int]
+
+
 class View(NamedTuple):
     """What is known now. `backends`: those of the settings, so that an idle one shows 0."""
 
@@ -132,6 +151,7 @@ class View(NamedTuple):
     """None: nobody supervises this collector."""
     retention: RetentionView | None = None
     """None: everything is kept."""
+    engines: Sequence[EngineView] = ()
 
     @property
     def living(self) -> list[Heartbeat]:
@@ -166,7 +186,7 @@ class Labeller:
     def see(self, record: Record) -> Seen:
         bound = self._bounds.bound
         model = record.model or "none"
-        known = record.attempts or model == "none" or self._bounds.knows("model", model)
+        known = record.attempts or record.queued_ns or model == "none" or self._bounds.knows("model", model)
         return Seen(
             record,
             self._bounds,
@@ -182,6 +202,9 @@ _OUTCOMES = {outcome.value: outcome.label for outcome in Outcome}
 _STATUSES = {status: str(status) for status in range(100, 600)}
 _SUCCESSES = frozenset({Outcome.OK, Outcome.CACHED, Outcome.COALESCED})
 
+SYSTEM_KEY = "system"
+"""Id and name of the key to which is booked what the proxy asks of its own accord: probes of backends that may be broken."""
+
 
 def _requests(seen: Seen, series: Series) -> None:
     status = _STATUSES.get(seen.record.status, "none")
@@ -189,7 +212,7 @@ def _requests(seen: Seen, series: Series) -> None:
 
 
 def _errors(seen: Seen, series: Series) -> None:
-    if seen.record.outcome not in _SUCCESSES:
+    if seen.record.outcome not in _SUCCESSES and seen.record.key_id != SYSTEM_KEY:
         series.add((seen.operation, seen.outcome, seen.bounds.bound("code", seen.record.error_code or "none")))
 
 
@@ -213,6 +236,16 @@ def _audio(seen: Seen, series: Series) -> None:
 def _cost(seen: Seen, series: Series) -> None:
     if seen.record.cost_nano:
         series.add((seen.model, seen.key, seen.bounds.bound("currency", seen.record.currency or "none")), seen.record.cost_nano)
+
+
+def _backend_tokens(seen: Seen, series: Series) -> None:
+    record, model, backend = seen.record, seen.model, seen.backend
+    if record.input_tokens:
+        series.add((model, backend, "input"), record.input_tokens)
+    if record.cached_tokens:
+        series.add((model, backend, "cached_input"), record.cached_tokens)
+    if record.output_tokens:
+        series.add((model, backend, "output"), record.output_tokens)
 
 
 def _team_tokens(seen: Seen, series: Series) -> None:
@@ -253,6 +286,27 @@ def _attempts(seen: Seen, series: Series) -> None:
     bound = seen.bounds.bound
     for attempt in seen.record.attempts:
         series.add((bound("backend", attempt.backend), bound("result", attempt_result(attempt))))
+
+
+def _retries(seen: Seen, series: Series) -> None:
+    bound = seen.bounds.bound
+    for attempt in seen.record.attempts[:-1]:
+        series.add((bound("backend", attempt.backend), bound("result", attempt_result(attempt))))
+
+
+def _decisions(seen: Seen, series: Series) -> None:
+    if seen.record.routed_by:
+        series.add((seen.model, seen.backend, seen.bounds.bound("reason", seen.record.routed_by)))
+
+
+def _queued(seen: Seen, series: Series) -> None:
+    if seen.record.queued_ns:
+        series.add((seen.model,))
+
+
+def _fallbacks(seen: Seen, series: Series) -> None:
+    if seen.record.fallback_of:
+        series.add((seen.model, seen.bounds.bound("model", seen.record.fallback_of)))
 
 
 def attempt_result(attempt: Attempt) -> str:
@@ -296,6 +350,12 @@ def _added(seen: Seen, series: Series) -> None:
         series.observe((seen.operation,), seen.record.proxy_added_ns())
 
 
+def _wait(seen: Seen, series: Series) -> None:
+    record = seen.record
+    if (record.queued_ns or record.routed_by) and record.outcome != Outcome.CRASHED:
+        series.observe((seen.model,), record.wait_ns, record.trace_id, record.received_unix_ns)
+
+
 def _connect(seen: Seen, series: Series) -> None:
     for attempt in seen.record.attempts:
         if attempt.connected_ns:
@@ -319,7 +379,7 @@ COUNTERS: tuple[Counter, ...] = (
     ),
     Counter(
         "glasshouse_request_errors_total",
-        "Accepted requests that did not end well, by error code.",
+        "Accepted requests that did not end well, by error code; without the proxy's own probes (key: system).",
         ("operation", "outcome", "code"),
         _errors,
     ),
@@ -379,6 +439,36 @@ COUNTERS: tuple[Counter, ...] = (
         ("backend", "result"),
         _attempts,
     ),
+    Counter(
+        "glasshouse_retries_total",
+        "Tries that another one followed, by the backend that could not answer, and why.",
+        ("backend", "result"),
+        _retries,
+    ),
+    Counter(
+        "glasshouse_routing_decisions_total",
+        "Requests by the backend that was chosen last and what spoke for it: policy.why (auto.prefix); only: there was no other.",
+        ("model", "backend", "reason"),
+        _decisions,
+    ),
+    Counter(
+        "glasshouse_queued_requests_total",
+        "Requests that had to wait for a backend with room, whether they got one or not.",
+        ("model",),
+        _queued,
+    ),
+    Counter(
+        "glasshouse_fallbacks_total",
+        "Requests that went to another model, because none of the backends of the one that was asked for could answer.",
+        ("model", "instead_of"),
+        _fallbacks,
+    ),
+    Counter(
+        "glasshouse_backend_tokens_total",
+        "The tokens by backend. cached_input over input: how often a prompt's beginning was where it was sent.",
+        ("model", "backend", "kind"),
+        _backend_tokens,
+    ),
 )
 
 HISTOGRAMS: tuple[Histogram, ...] = (
@@ -416,6 +506,13 @@ HISTOGRAMS: tuple[Histogram, ...] = (
         ("operation",),
         ADDED_BOUNDS,
         _added,
+    ),
+    Histogram(
+        "glasshouse_request_wait_seconds",
+        "Waiting for a backend with room, before the first try. 0 of those that had not to; le=0 is how many these are.",
+        ("model",),
+        WAIT_BOUNDS,
+        _wait,
     ),
     Histogram(
         "glasshouse_connect_seconds",
@@ -475,6 +572,30 @@ WORKER_COUNTERS: tuple[WorkerCounter, ...] = (
         ("worker",),
         lambda beat: {(str(beat.worker),): beat.redis_failures},
     ),
+    WorkerCounter(
+        "glasshouse_backend_ejections_total",
+        "How often workers put a backend out of service; each does so for itself.",
+        ("backend",),
+        lambda beat: {(name,): each.ejections for name, each in beat.backends.items()},
+    ),
+    WorkerCounter(
+        "glasshouse_backend_probes_total",
+        "Probes of backends that may be broken, of all workers.",
+        ("backend",),
+        lambda beat: {(name,): each.probes for name, each in beat.backends.items()},
+    ),
+    WorkerCounter(
+        "glasshouse_backend_failed_probes_total",
+        "Those of them that failed.",
+        ("backend",),
+        lambda beat: {(name,): each.failed_probes for name, each in beat.backends.items()},
+    ),
+    WorkerCounter(
+        "glasshouse_retries_denied_total",
+        "Answers with an engine's error that went out because enough others had been tried again already.",
+        (),
+        lambda beat: {(): beat.retries_denied},
+    ),
 )
 
 
@@ -487,6 +608,25 @@ def _in_flight_by_backend(view: View) -> Samples:
         for backend, count in beat.in_flight_by_backend.items():
             counts[backend] = counts.get(backend, 0) + count
     return [((backend,), count) for backend, count in counts.items()]
+
+
+BACKEND_STATES = ("up", "suspect", "out", "drained")
+
+
+def _backend_states(view: View) -> Samples:
+    """Of each backend, how many workers see it in each state."""
+    seen = Counts((name, each.state) for beat in view.living for name, each in beat.backends.items())
+    names = dict.fromkeys(name for name, _ in seen)
+    return [((name, state), seen[name, state]) for name in names for state in BACKEND_STATES]
+
+
+def _by_backend(view: View, read: Callable[[BackendBeat], float], together: Callable[[Iterable[float]], float] = sum) -> Samples:
+    """What living workers say of each backend that they know."""
+    found: dict[str, list[float]] = {}
+    for beat in view.living:
+        for name, each in beat.backends.items():
+            found.setdefault(name, []).append(read(each))
+    return [((name,), together(values)) for name, values in found.items()]
 
 
 def _by_worker(
@@ -520,6 +660,22 @@ def _dropped(view: View) -> Samples:
     return [((reason,), count) for reason, count in view.spans.dropped.items()] if view.spans else []
 
 
+def _engines_say(view: View, read: Callable[[EngineLoad], float]) -> Samples:
+    return [((engine.backend,), read(engine.load)) for engine in view.engines if engine.load is not None]
+
+
+def _engines_computed(view: View, name: str, *labels: str) -> Samples:
+    return [((engine.backend, *labels), engine.computed[name]) for engine in view.engines]
+
+
+def _engine_tokens(view: View) -> Samples:
+    return [*_engines_computed(view, "prompt_tokens", "input"), *_engines_computed(view, "generation_tokens", "output")]
+
+
+def _engine_scrapes(view: View) -> Samples:
+    return [((engine.backend, outcome), count) for engine in view.engines for outcome, count in engine.scrapes.items()]
+
+
 GAUGES: tuple[Gauge, ...] = (
     Gauge("glasshouse_workers", "Workers alive.", (), lambda view: [((), len(view.living))]),
     Gauge(
@@ -545,6 +701,38 @@ GAUGES: tuple[Gauge, ...] = (
         "Requests that a backend is working on, as the workers see it.",
         ("backend",),
         _in_flight_by_backend,
+    ),
+    Gauge(
+        "glasshouse_backend_tokens_in_flight",
+        "Tokens of these requests: prompts as far as they have to be computed, answers as long as they are expected to become.",
+        ("backend",),
+        lambda view: _by_backend(view, lambda each: each.tokens),
+    ),
+    Gauge(
+        "glasshouse_backend_tokens_prefilling",
+        "Of these, the prompts' whose first token has not come.",
+        ("backend",),
+        lambda view: _by_backend(view, lambda each: each.prefilling),
+    ),
+    Gauge(
+        "glasshouse_backend_state",
+        "Workers that see a backend up, suspect (something was odd: it has requests only where nobody else can), out (it has "
+        "none) or drained (so has somebody decided).",
+        ("backend", "state"),
+        _backend_states,
+    ),
+    Gauge(
+        "glasshouse_backend_load_ratio",
+        "Of its usual load, what a backend may have: 0 while it is out or drained, below 1 for a while after its return. The "
+        "workers' mean.",
+        ("backend",),
+        lambda view: _by_backend(view, lambda each: 0.0 if each.state in ("out", "drained") else each.part, fmean),
+    ),
+    Gauge(
+        "glasshouse_requests_waiting",
+        "Requests that wait for a backend with room, by worker.",
+        ("worker",),
+        lambda view: _by_worker(view, lambda beat: beat.waiting),
     ),
     Gauge(
         "glasshouse_connections",
@@ -676,6 +864,59 @@ GAUGES: tuple[Gauge, ...] = (
         "When the configuration in force was taken up, seconds since 1970.",
         (),
         lambda view: [((), view.last_reload.success_unix_ns / NANO)] if view.last_reload else [],
+    ),
+    Gauge(
+        "glasshouse_engine_requests_running",
+        "Requests that an engine says it computes at the moment, whoever sent them. No sample: it says nothing.",
+        ("backend",),
+        lambda view: _engines_say(view, lambda load: load.running),
+    ),
+    Gauge(
+        "glasshouse_engine_requests_waiting",
+        "Requests that wait in an engine's own queue, as it says.",
+        ("backend",),
+        lambda view: _engines_say(view, lambda load: load.waiting),
+    ),
+    Gauge(
+        "glasshouse_engine_kv_cache_usage_ratio",
+        "How much of its KV cache an engine has in use, 0 to 1, as it says; of several behind one address together.",
+        ("backend",),
+        lambda view: _engines_say(view, lambda load: load.kv_usage),
+    ),
+    Gauge(
+        "glasshouse_engine_start_timestamp_seconds",
+        "When an engine was started, seconds since 1970, as it says. No sample: it doesn't.",
+        ("backend",),
+        lambda view: [each for each in _engines_say(view, lambda load: load.started_unix_s) if each[1]],
+    ),
+    Gauge(
+        "glasshouse_engine_tokens_total",
+        "Tokens that an engine says it has read and written since this collector first heard of it, whoever sent the requests.",
+        ("backend", "kind"),
+        _engine_tokens,
+        counter=True,
+    ),
+    Gauge(
+        "glasshouse_engine_prefix_cache_queries_total",
+        "Tokens that an engine has looked for in its prefix cache, as it says; since this collector first heard of it.",
+        ("backend",),
+        lambda view: _engines_computed(view, "prefix_queries"),
+        counter=True,
+    ),
+    Gauge(
+        "glasshouse_engine_prefix_cache_hits_total",
+        "Those of them that it found there.",
+        ("backend",),
+        lambda view: _engines_computed(view, "prefix_hits"),
+        counter=True,
+    ),
+    Gauge(
+        "glasshouse_engine_scrapes_total",
+        "How often this collector asked an engine for its load. unreachable, timeout: no answer; refused: another status than "
+        "200; unreadable: an answer that doesn't say it; internal_error: a bug of ours.",
+        ("backend", "outcome"),
+        _engine_scrapes,
+        counter=True,
     ),
     Gauge(
         "glasshouse_build_info",

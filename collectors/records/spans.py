@@ -1,6 +1,7 @@
 """Record → OpenTelemetry spans. Pure: the same record gives the same spans, ids and all.
 
     POST /v1/chat/completions     SERVER, kind CHAIN: the request as its caller sees it
+    ├── wait                      INTERNAL, kind CHAIN: until a backend had room, if it had to wait
     ├── attempt gpu-0             CLIENT, kind CHAIN, ERROR: a try that failed
     └── chat qwen3-8b             CLIENT, kind LLM (or as _KINDS says): the try that answered, with tokens and cost
         ├── prefill               until the first token
@@ -41,8 +42,8 @@ from proxy.wire.operations import OPERATIONS
 
 SCOPE = InstrumentationScope("glasshouse", __version__, "https://opentelemetry.io/schemas/1.41.0")
 
-PREFILL, DECODE = 1 << 32, 2 << 32
-"""What is added to the root's id for the two: far from any attempt's number."""
+PREFILL, DECODE, WAIT = 1 << 32, 2 << 32, 3 << 32
+"""What is added to the root's id for them: far from any attempt's number."""
 
 _ID_MASK = 0xFFFFFFFFFFFFFFFF
 _MAX_INT = 2**63 - 1
@@ -102,7 +103,7 @@ def spans_of(record: Record, content: Content | None = None, source: Resource | 
 
 def count_spans(record: Record) -> int:
     """How many `spans_of` would make."""
-    return 1 + len(record.attempts) + 2 * _has_phases(record)
+    return 1 + bool(record.wait_ns) + len(record.attempts) + 2 * _has_phases(record)
 
 
 def is_sampled(record: Record) -> bool:
@@ -130,6 +131,8 @@ class _Trace:
     def spans(self) -> list[ReadableSpan]:
         record = self._record
         made = [self._root()]
+        if record.wait_ns:
+            made.append(self._wait())
         for number, attempt in enumerate(record.attempts, 1):
             if attempt is self._model_attempt:
                 made.append(self._model(number, attempt))
@@ -158,6 +161,9 @@ class _Trace:
             "glasshouse.project": record.project or None,
             "glasshouse.refused_by": record.refused_by or None,
             "glasshouse.over_budget": record.over_budget or None,
+            "glasshouse.routed_by": record.routed_by or None,
+            "glasshouse.routing.scores": _scores(record) or None,
+            "glasshouse.fallback_of": record.fallback_of or None,
             OpenInference.METADATA: json.dumps(_metadata(record)),
             OpenInference.TAG_TAGS: _tags(record),
             **_who(record),
@@ -177,6 +183,14 @@ class _Trace:
             _status(record),
             [*self._moments(), *self._exception()],
         )
+
+    def _wait(self) -> ReadableSpan:
+        record = self._record
+        end = record.queued_ns + record.wait_ns
+        status = Status(StatusCode.OK) if record.attempts else _status(record)
+        attributes = {OpenInference.OPENINFERENCE_SPAN_KIND: "CHAIN", "glasshouse.wait_ms": _ms(record.wait_ns)}
+        parent = self._context(record.span_id)
+        return self._span("wait", record.span_id + WAIT, parent, SpanKind.INTERNAL, record.queued_ns, end, attributes, status)
 
     def _failed(self, number: int, attempt: Attempt) -> ReadableSpan:
         """A try without tokens: what it cost, if anything, is not known, and must not be counted twice."""
@@ -284,6 +298,7 @@ class _Trace:
             ("request read", record.read_ns),
             ("authenticated", record.authenticated_ns),
             ("admitted", record.admitted_ns),
+            ("queued", record.queued_ns),
             ("sent", record.sent_ns),
             ("first byte", record.first_byte_ns),
             ("first token", record.first_token_ns),
@@ -360,7 +375,7 @@ def _has_phases(record: Record) -> bool:
 
 def _asked_for(record: Record) -> str:
     """The model as the caller called it."""
-    return record.requested_model or record.model
+    return record.requested_model or record.fallback_of or record.model
 
 
 def _status(record: Record) -> Status:
@@ -395,6 +410,8 @@ def _tags(record: Record) -> list[str]:
             _OUTCOMES.get(record.outcome, ""),
             "stream" if record.stream else "",
             "retried" if len(record.attempts) > 1 else "",
+            "queued" if record.queued_ns else "",
+            "fallback" if record.fallback_of else "",
         )
         if tag
     ]
@@ -414,6 +431,9 @@ def _metadata(record: Record) -> Mapping[str, Any]:
         "requested_model": record.requested_model,
         "model": record.model,
         "backend": record.backend,
+        "routed_by": record.routed_by,
+        "scores": _scores(record),
+        "fallback_of": record.fallback_of,
         "outcome": _OUTCOMES.get(record.outcome, str(record.outcome)),
         "status": record.status,
         "error_code": record.error_code,
@@ -428,6 +448,10 @@ def _metadata(record: Record) -> Mapping[str, Any]:
         "unsent_bytes": record.unsent_bytes,
     }
     return {name: value for name, value in facts.items() if value not in ("", [], None)}
+
+
+def _scores(record: Record) -> list[str]:
+    return [f"{backend}: {score}" for backend, score in record.scores]
 
 
 def _attempt_facts(attempt: Attempt) -> dict[str, Any]:

@@ -174,6 +174,29 @@ class Lines(Panel):
 
 
 @dataclass(frozen=True)
+class States(Panel):
+    """A band for each series, of one state after the other. `names`: of a state's number, and its colour."""
+
+    names: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    kind = "state-timeline"
+
+    def _defaults(self) -> Json:
+        custom = {"lineWidth": 0, "fillOpacity": 70, "spanNulls": False}
+        return {**super()._defaults(), "color": {"mode": "thresholds"}, "mappings": _named(self.names), "custom": custom}
+
+    def _options(self) -> Json:
+        return {
+            "mergeValues": True,
+            "showValue": "auto",
+            "alignValue": "left",
+            "rowHeight": 0.9,
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+            "tooltip": {"mode": "single", "sort": "none"},
+        }
+
+
+@dataclass(frozen=True)
 class Numbers(Panel):
     """The latest values, large. `names`: what is shown instead of a number, and its colour."""
 
@@ -184,10 +207,7 @@ class Numbers(Panel):
     def _defaults(self) -> Json:
         defaults = {**super()._defaults(), "color": {"mode": "thresholds"}}
         if self.names:
-            options = {
-                value: {"text": text, "color": color, "index": at} for at, (value, (text, color)) in enumerate(self.names.items())
-            }
-            defaults["mappings"] = [{"type": "value", "options": options}]
+            defaults["mappings"] = _named(self.names)
         return defaults
 
     def _options(self) -> Json:
@@ -226,6 +246,12 @@ class Bars(Panel):
 
 
 _LATEST: Final[Json] = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+
+
+def _named(names: Mapping[str, tuple[str, str]]) -> list[Json]:
+    """Values that have a name and a colour."""
+    options = {value: {"text": text, "color": color, "index": at} for at, (value, (text, color)) in enumerate(names.items())}
+    return [{"type": "value", "options": options}]
 
 
 def steps(*levels: tuple[float, str], lowest: str = "green") -> Json:

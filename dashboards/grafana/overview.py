@@ -1,5 +1,5 @@
 """The overview, in the order in which somebody who was called out of bed looks: is it serving, is it fast, what does it do, which
-backend, who, is it the proxy or the engine. `make dashboards` writes `overview.json` anew.
+backend, who has the work, who asks, is it the proxy or the engine. `make dashboards` writes `overview.json` anew.
 
 A heading and a panel's title are questions; the panel's description says what to make of the answer.
 """
@@ -15,6 +15,7 @@ from dashboards.grafana.board import (
     Numbers,
     Query,
     Row,
+    States,
     dashboard,
     in_range,
     now,
@@ -32,6 +33,14 @@ ERRORS: Final = "glasshouse_request_errors_total"
 TOKENS: Final = "glasshouse_tokens_total"
 COST: Final = "glasshouse_cost_total"
 ATTEMPTS: Final = "glasshouse_attempts_total"
+RETRIES: Final = "glasshouse_retries_total"
+DENIED: Final = "glasshouse_retries_denied_total"
+DECISIONS: Final = "glasshouse_routing_decisions_total"
+QUEUED: Final = "glasshouse_queued_requests_total"
+FALLBACKS: Final = "glasshouse_fallbacks_total"
+BACKEND_TOKENS: Final = "glasshouse_backend_tokens_total"
+EJECTIONS: Final = "glasshouse_backend_ejections_total"
+FAILED_PROBES: Final = "glasshouse_backend_failed_probes_total"
 UNACCEPTED: Final = "glasshouse_unaccepted_requests_total"
 UNRECORDED: Final = "glasshouse_unrecorded_total"
 TEAM_COST: Final = "glasshouse_team_cost_total"
@@ -44,10 +53,23 @@ SPANS_DROPPED: Final = "glasshouse_spans_dropped_total"
 DURATION: Final = "glasshouse_request_duration_seconds"
 TTFT: Final = "glasshouse_time_to_first_token_seconds"
 GAPS: Final = "glasshouse_inter_token_latency_seconds"
+WAIT: Final = "glasshouse_request_wait_seconds"
 ADDED: Final = "glasshouse_proxy_added_seconds"
 QUEUE: Final = "glasshouse_engine_queue_seconds"
 PREFILL: Final = "glasshouse_engine_prefill_seconds"
 DECODE: Final = "glasshouse_engine_decode_seconds"
+
+ENGINE_TOKENS: Final = "glasshouse_engine_tokens_total"
+PREFIX_QUERIES: Final = "glasshouse_engine_prefix_cache_queries_total"
+PREFIX_HITS: Final = "glasshouse_engine_prefix_cache_hits_total"
+SCRAPES: Final = "glasshouse_engine_scrapes_total"
+
+STATE: Final = "glasshouse_backend_state"
+OUT: Final = 'state="out"'
+SUSPECT: Final = 'state="suspect"'
+DRAINED: Final = 'state="drained"'
+CACHED_INPUT: Final = per_second(BACKEND_TOKENS, 'kind="cached_input"', by="backend")
+INPUT: Final = per_second(BACKEND_TOKENS, 'kind="input"', by="backend")
 
 DAY: Final = 86_400
 
@@ -59,6 +81,8 @@ WELL_ENDED: Final = 'outcome=~"ok|cached|coalesced"'
 ADD_UP: Final = 'kind=~"input|output"'
 FLOW: Final = 'kind=~"input|cached_input|output"'
 NO_ANSWER: Final = 'result!~"ok|client_.*"'
+CALLERS: Final = 'key!="system"'
+"""Without the proxy's own probes."""
 LOST: Final = 'reason!="unsampled"'
 
 OUTCOME_COLORS: Final = {
@@ -81,6 +105,7 @@ NOT_SHOWN: Final = {
     "glasshouse_traces_waiting": "the same lag, counted otherwise",
     "glasshouse_retention_removed_rows_total": "housekeeping; whether it is done is the next one's to say",
     "glasshouse_retention_overdue_days": "old rows do no harm for a night; an alarm on it is worth more than a line",
+    "glasshouse_backend_probes_total": "those that failed are shown; the others brought their backends back",
     "glasshouse_worker_tasks": "a constant, unless there is a leak: what a soak looks at",
 }
 """Metrics that no panel asks for, and why."""
@@ -96,7 +121,7 @@ SERVING: Final = Row(
             "doing. The rest is an engine (upstream_error, timeout), a bug or a killed worker (internal_error, crashed), or a "
             "proxy that is not ready (rejected).",
             "reqps",
-            [Query(per_second(REQUESTS, by="outcome"), "{{outcome}}")],
+            [Query(per_second(REQUESTS, CALLERS, by="outcome"), "{{outcome}}")],
             width=10,
             colors=OUTCOME_COLORS,
             stacked=True,
@@ -107,7 +132,7 @@ SERVING: Final = Row(
             "Of the requests that ended: those that failed through an engine or the proxy. Callers' mistakes and callers that "
             "left are not failures. Nothing is drawn while no request ends. Lines: one in a hundred, one in twenty.",
             "percentunit",
-            [Query(f"({per_second(REQUESTS, FAILED)} or vector(0)) / ({per_second(REQUESTS)} > 0)", "failed")],
+            [Query(f"({per_second(REQUESTS, CALLERS, FAILED)} or vector(0)) / ({per_second(REQUESTS, CALLERS)} > 0)", "failed")],
             width=7,
             reach=0.05,
             levels=((0.01, "yellow"), (0.05, "red")),
@@ -234,6 +259,207 @@ WHERE: Final = Row(
             ],
             width=8,
             reach=0.1,
+        ),
+    ],
+)
+
+ROUTING: Final = Row(
+    900,
+    "Is the work well divided?",
+    [
+        States(
+            40,
+            "Which backends are in service?",
+            "As the worker sees it that is worst off with each. A suspect has requests only where nobody else can, one that is "
+            "out has none; both are asked for a token now and then, and come back, slowly, when they answer.",
+            "none",
+            [
+                Query(
+                    f"max by (backend) (({now(STATE, DRAINED)} > bool 0) * 3 or ({now(STATE, OUT)} > bool 0) * 2 "
+                    f"or ({now(STATE, SUSPECT)} > bool 0))",
+                    "{{backend}}",
+                )
+            ],
+            width=8,
+            levels=((1, "yellow"), (2, "red"), (3, "blue")),
+            names={"0": ("up", "green"), "1": ("suspect", "yellow"), "2": ("out", "red"), "3": ("drained", "blue")},
+        ),
+        Lines(
+            41,
+            "Where do requests go, and why?",
+            "Requests a second by backend and by what spoke for it: the policy and its reason. only: there was no choice, which "
+            "with several backends means that the others are out, full or drained.",
+            "reqps",
+            [Query(per_second(DECISIONS, by="backend, reason"), "{{backend}} {{reason}}")],
+            width=8,
+            stacked=True,
+        ),
+        Lines(
+            42,
+            "How much has each of them to do?",
+            "Tokens in flight: prompts as far as they have to be computed, answers as long as they are expected to become; and "
+            "of these, prompts without their first token yet. On the right, what part of its usual load a backend may have: "
+            "nothing while it is out, then slowly all of it.",
+            "none",
+            [
+                Query(f"sum by (backend) ({now('glasshouse_backend_tokens_in_flight')})", "{{backend}}"),
+                Query(f"sum by (backend) ({now('glasshouse_backend_tokens_prefilling')})", "{{backend}} prefilling"),
+                Query(f"avg by (backend) ({now('glasshouse_backend_load_ratio')})", "{{backend}} may have"),
+            ],
+            width=8,
+            reach=1000,
+            overrides=(
+                override(
+                    "/ may have$/",
+                    {"unit": "percentunit", "max": 1, "custom.axisPlacement": "right", "custom.axisSoftMax": 1},
+                ),
+            ),
+        ),
+        Lines(
+            43,
+            "Do requests wait for a backend?",
+            "Those that wait now because no backend has room, and those a second that had to. A line that only grows means too "
+            "few engines, or `depth` too small for what they can do.",
+            "none",
+            [
+                Query(f"sum({now('glasshouse_requests_waiting')})", "waiting"),
+                Query(or_none(per_second(QUEUED)), "had to wait, a second"),
+            ],
+            width=8,
+            reach=4,
+        ),
+        Lines(
+            44,
+            "For how long?",
+            "Of all requests that were for a backend, those too that had not to wait: half of them, and 99 of 100, waited no "
+            "longer. It is part of the time to the first token. Line: 1 s.",
+            "s",
+            [Query(quantile(0.5, WAIT), "p50"), Query(quantile(0.99, WAIT), "p99")],
+            width=8,
+            reach=1,
+            levels=((1, "yellow"),),
+        ),
+        Lines(
+            45,
+            "Do prompts meet their cache?",
+            "The part of the prompts' tokens that each backend had computed before: what is left to compute is the time to the "
+            "first token. It depends on what is asked; compare it over days, and after a change of `routing`.",
+            "percentunit",
+            [Query(f"({CACHED_INPUT} or 0 * {INPUT}) / ({INPUT} > 0)", "{{backend}}")],
+            width=8,
+            reach=1,
+        ),
+        Lines(
+            46,
+            "What is tried again?",
+            "Tries a second that another one followed, by the backend that could not answer, and why; answers with an engine's "
+            "error that went out because enough others had been tried again; and requests that another model answered.",
+            "reqps",
+            [
+                Query(
+                    or_none(per_second(RETRIES, by="backend, result"), backend="none", result="failed"), "{{backend}} {{result}}"
+                ),
+                Query(or_none(per_second(DENIED)), "not tried again"),
+                Query(
+                    or_none(per_second(FALLBACKS, by="model, instead_of"), model="none", instead_of="another"),
+                    "{{model}} instead of {{instead_of}}",
+                ),
+            ],
+            width=12,
+            reach=0.1,
+        ),
+        Bars(
+            47,
+            "Which of them had to leave?",
+            "In the time chosen above: how often workers put a backend out of service, each for itself, and how often it failed "
+            "a probe then. One that comes and goes is worth a look at its log.",
+            "locale",
+            [
+                Query(or_none(in_range(EJECTIONS, by="backend"), backend="none"), "{{backend}}: left", instant=True),
+                Query(
+                    or_none(in_range(FAILED_PROBES, by="backend"), backend="none"), "{{backend}}: failed a probe", instant=True
+                ),
+            ],
+            width=12,
+            decimals=0,
+        ),
+    ],
+)
+
+ENGINES: Final = Row(
+    1000,
+    "What do the engines say themselves?",
+    [
+        Lines(
+            50,
+            "What are they computing, and what waits?",
+            "Requests that each engine computes and those in its own queue, whoever sent them. More than the backend has in hand "
+            "here: somebody else uses it too. Those that wait there have left the proxy, and it can't send them elsewhere.",
+            "none",
+            [
+                Query(f"sum by (backend) ({now('glasshouse_engine_requests_running')})", "{{backend}}"),
+                Query(f"sum by (backend) ({now('glasshouse_engine_requests_waiting')})", "{{backend}} waiting"),
+            ],
+            width=8,
+            reach=4,
+        ),
+        Lines(
+            51,
+            "Is there room in their KV caches?",
+            "How much is in use. Without room an engine gives up requests that it has begun, and computes them again later. "
+            "Line: at 95 % that is near.",
+            "percentunit",
+            [Query(f"max by (backend) ({now('glasshouse_engine_kv_cache_usage_ratio')})", "{{backend}}")],
+            width=8,
+            reach=1,
+            levels=((0.95, "yellow"),),
+        ),
+        Lines(
+            52,
+            "How much do they find in their prefix caches?",
+            "Of the tokens that an engine looks for there, the part that it finds and needn't compute; of all that it is asked, "
+            "by whomever. Nothing is drawn while it looks for none.",
+            "percentunit",
+            [
+                Query(
+                    f"{per_second(PREFIX_HITS, by='backend')} / ({per_second(PREFIX_QUERIES, by='backend')} > 0)",
+                    "{{backend}}",
+                )
+            ],
+            width=8,
+            reach=1,
+        ),
+        Lines(
+            53,
+            "How fast are they?",
+            "Tokens a second that each engine reads (input, also those from its cache) and writes (output), when it does.",
+            "si:tok/s",
+            [Query(per_second(ENGINE_TOKENS, by="backend, kind"), "{{backend}} {{kind}}")],
+            width=10,
+        ),
+        Lines(
+            54,
+            "Do they answer when they are asked?",
+            "Each is asked for its load once a second; this is how often that fails, and how: no answer (unreachable, timeout), "
+            "another status than 200 (refused), an answer that doesn't say it (unreadable). Requests go on; who gets them is "
+            "then decided by what the workers know themselves.",
+            "reqps",
+            [
+                Query(
+                    or_none(per_second(SCRAPES, 'outcome!="ok"', by="backend, outcome"), backend="none", outcome="failed"),
+                    "{{backend}} {{outcome}}",
+                )
+            ],
+            width=8,
+            reach=1,
+        ),
+        Numbers(
+            55,
+            "Since when do they run?",
+            "As they say themselves. One that has just been started has an empty cache, and has forgotten what it computed.",
+            "dateTimeFromNow",
+            [Query(f"max by (backend) ({now('glasshouse_engine_start_timestamp_seconds')}) * 1000", "{{backend}}", instant=True)],
+            width=6,
         ),
     ],
 )
@@ -551,7 +777,7 @@ def made() -> Json:
         "glasshouse-overview",
         "Glasshouse: overview",
         "Requests, speed, tokens, cost and health of a Glasshouse. Read it from the top.",
-        [SERVING, FAST, WORK, WHERE, WHO, LIMITED, BETWEEN, WELL],
+        [SERVING, FAST, WORK, WHERE, ROUTING, ENGINES, WHO, LIMITED, BETWEEN, WELL],
     )
 
 

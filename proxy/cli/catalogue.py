@@ -206,6 +206,7 @@ def limits(row: Row) -> str:
     }
     parts = [f"{said[field]} {unit}" for field, unit in short.items() if said.get(field) is not None]
     parts += [f"only {', '.join(said[field])}" for field in ("models", "operations") if said.get(field) is not None]
+    parts += [f"{said['priority']} priority"] if said.get("priority", "normal") != "normal" else []
     return "; ".join(parts)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -21,7 +22,7 @@ from proxy.cli.report import printable, table
 from proxy.control.discovery import Answer, DiscoveryError, address_of, ask, ask_version, max_model_len, new_client, url_of
 from proxy.control.issuers import fetch
 from proxy.control.rates import per_million_tokens, pico_per_token
-from proxy.nouns import AllowanceSettings, BackendSettings, ModelSettings, PriceSettings
+from proxy.nouns import AllowanceSettings, BackendSettings, ModelSettings, PriceSettings, covering, is_pattern
 from proxy.pricelist import CURRENCY, pricelist
 from proxy.settings import IssuerSettings, RedisSettings, Settings
 from proxy.wire.bounds import NUMBERS
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from proxy.store import LiveKey
 
 ANSWER_S = 5.0
+_WILDCARD = re.compile(r"[*?[]")
 _HOLDERS = (("teams", "team", "in this team"), ("users", "user", "this user's"), ("projects", "project", "for this project"))
 
 
@@ -64,7 +66,7 @@ def check(backends: tuple[str, ...], config: Path | None) -> None:
     if models := _models(settings, findings):
         click.echo(f"\nPrices in {settings.currency} per million tokens:")
         now = datetime.now(UTC)
-        lines = [line for model in models for line in _price_lines(settings.models.get(model, ModelSettings()), model, now)]
+        lines = [line for model in models for line in _price_lines(_said_of(settings, model), model, now)]
         click.echo(table(["MODEL", "INPUT", "CACHED INPUT", "OUTPUT", "SAID BY"], lines))
     problems = [f"{each.name}: {text}" for each in findings for text in each.problems] + issuers
     remarks = [f"{each.name}: {text}" for each in findings for text in each.remarks]
@@ -75,6 +77,7 @@ def check(backends: tuple[str, ...], config: Path | None) -> None:
     remarks += for_nobody(settings, in_use) + known_already(settings, in_use or ())
     remarks += for_nothing(settings, served) + not_counted(settings)
     remarks += shadowed(settings, served) + out_of_bounds(settings) + replaced(settings, datetime.now(UTC)) + inside(settings)
+    remarks += no_way_out(settings, findings) + without_effect(settings)
     if settings.redis is not None:
         version, wrong, forgetful = _look_at_redis(settings.redis)
         click.echo(f"\nRedis: {settings.redis.shown}{f', version {version}' if version else ''}")
@@ -114,8 +117,44 @@ def unserved(settings: Settings, findings: Sequence[Finding]) -> list[str]:
     """Models that have a price and that nobody serves: most likely a name that is spelt differently."""
     if any(each.answer is None for each in findings):
         return []
-    served = _models(settings, findings)
-    return [f"models.{model}: no backend serves a model of this name" for model in settings.models if model not in served]
+    is_served = _is_served(settings, findings)
+    return [f"models.{model}: no backend serves a model of this name" for model in settings.models if not is_served(model)]
+
+
+def no_way_out(settings: Settings, findings: Sequence[Finding]) -> list[str]:
+    """Fallbacks that nobody serves."""
+    if any(each.answer is None for each in findings):
+        return []
+    is_served = _is_served(settings, findings)
+    aliases = {alias for name, model in settings.models.items() if is_served(name) for alias in model.aliases}
+    return [
+        f"models.{name}.fallbacks: no backend serves a model called {fallback!r}"
+        for name, model in settings.models.items()
+        for fallback in model.fallbacks
+        if fallback not in aliases and not is_served(fallback)
+    ]
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """What is said of waiting and choosing and changes nothing, or something else than it says."""
+    said = [
+        f"backends.{settings.backend_name(at)}.depth: each of the {settings.workers} workers may have one request there, "
+        f"so {settings.workers} at a time instead of {each.depth}"
+        for at, each in enumerate(settings.backends)
+        if each.depth is not None and each.depth < settings.workers
+    ]
+    for name, model in settings.models.items():
+        said += [
+            f"models.{name}.aliases: {alias!r} can't stand for a pattern"
+            for alias in model.aliases
+            if name in _patterns(settings)
+        ]
+    for section in ("users", "projects", "keys"):
+        for name, each in getattr(settings, section).items():
+            above = [settings.everyone, *([settings.teams[each.team]] if each.team in settings.teams else [])]
+            if each.priority == "high" and any(other.priority == "low" for other in above):
+                said.append(f"{section}.{name}.priority: 'high' doesn't count beside the 'low' of its team or of everyone")
+    return said
 
 
 def not_covered(settings: Settings) -> list[str]:
@@ -134,7 +173,7 @@ def perhaps_sold(settings: Settings, findings: Sequence[Finding]) -> list[str]:
     if settings.currency != CURRENCY:
         return []
     served = [model for each in findings if each.answer and each.answer.kind == "openai" for model in each.answer.cards]
-    unpriced = [model for model in dict.fromkeys(served) if settings.models.get(model, ModelSettings()).price is None]
+    unpriced = [model for model in dict.fromkeys(served) if _said_of(settings, model).price is None]
     return [
         f"models.{model}: costs nothing here; if a provider bills you for it, set price: {{from: {model}}}"
         for model in unpriced
@@ -175,7 +214,7 @@ def for_nothing(settings: Settings, served: Sequence[str]) -> list[str]:
         f"{place}.models: no backend serves a model called {pattern!r}"
         for place, each in _allowances(settings)
         for pattern in each.models or ()
-        if served and not any(fnmatchcase(model, pattern) for model in served)
+        if served and not any(_may_match(pattern, model) for model in served)
     ]
 
 
@@ -299,10 +338,38 @@ def _compare(settings: BackendSettings, finding: Finding, answer: Answer) -> Non
     if not answer.cards:
         finding.problems.append("it serves no model")
     for model in settings.models:
-        if model not in answer.cards:
+        if is_pattern(model) and model not in answer.cards:
+            if not any(fnmatchcase(each, model) for each in answer.cards):
+                finding.remarks.append(f"models: nothing that it lists is called {model!r}; what is asked for so is sent to it")
+        elif model not in answer.cards:
             finding.problems.append(f"models: it doesn't serve {model!r}, only {', '.join(answer.cards) or 'nothing'}")
     if settings.kind not in ("auto", answer.kind):
         finding.remarks.append(f"kind: declared as {settings.kind!r}, and it looks like {answer.kind!r}")
+
+
+def _is_served(settings: Settings, findings: Sequence[Finding]) -> Callable[[str], bool]:
+    """By name, or covered by a pattern."""
+    served, patterns = _models(settings, findings), _patterns(settings)
+    return lambda name: name in served or covering(patterns, name) is not None
+
+
+def _may_match(pattern: str, model: str) -> bool:
+    """`model` may be a pattern itself: then what comes before the first wildcards tells."""
+    if not is_pattern(model):
+        return fnmatchcase(model, pattern)
+    ours, theirs = (_WILDCARD.split(each)[0] for each in (pattern, model))
+    return ours.startswith(theirs) or theirs.startswith(ours) if is_pattern(pattern) else fnmatchcase(pattern, model)
+
+
+def _patterns(settings: Settings) -> list[str]:
+    """That backends are declared to serve."""
+    return [model for each in settings.backends for model in each.models if is_pattern(model)]
+
+
+def _said_of(settings: Settings, model: str) -> ModelSettings:
+    """Under its name, else of the pattern that covers it."""
+    said = settings.models.get(model) or settings.models.get(covering(_patterns(settings), model) or "")
+    return said or ModelSettings()
 
 
 def _models(settings: Settings, findings: Sequence[Finding]) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from proxy.cli.complete import names
-from proxy.cli.values import Assignment, Budget, Several, Until, Value
+from proxy.cli.values import Assignment, Budget, Number, Several, Until, Value
+from proxy.nouns import POLICIES, PRIORITIES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Changes = list[tuple[str, Value]]
@@ -46,13 +47,21 @@ FIELDS = {
     "output_tokens_per_minute": Field("--output-tokens-per-minute", _COUNT, "What is answered."),
     "concurrent_requests": Field("--concurrent-requests", _COUNT, "At the same time."),
     "max_input_tokens": Field("--max-input-tokens", _COUNT, "Of one request."),
-    "models": Field(
-        "--models", _LIST, "Names or patterns; others don't exist for it.", many=True, metavar="A,B", completes="models"
-    ),
+    "models": Field("--models", _LIST, "Names or patterns; no others.", many=True, metavar="A,B", completes="models"),
     "operations": Field("--operations", _LIST, "chat, embeddings, ...; others are refused.", many=True, metavar="A,B"),
     "expires": Field("--expires", Until(), "30d (from now), 2026-12-31 or 2026-12-31T18:00+01:00.", metavar="WHEN"),
+    "priority": Field("--priority", click.Choice(PRIORITIES), "Who is next where requests wait for an engine."),
     "budgets": Field("--budget", Budget(), "'500 EUR/month', '5M tokens/day'; behind it a time zone, soft.", many=True),
     "aliases": Field("--alias", _LIST, "Another name for it; may be repeated.", many=True, metavar="NAME"),
+    "policy": Field("--policy", click.Choice(POLICIES), "Who of several backends is to answer."),
+    "fallbacks": Field(
+        "--fallback",
+        _LIST,
+        "Asked instead, if nobody can answer; may be repeated.",
+        many=True,
+        metavar="MODEL",
+        completes="models",
+    ),
     "assumed_output_tokens": Field("--assumed-output-tokens", _COUNT, "Set aside for an answer of unknown length."),
     "defaults": Field(
         "--default", _VALUE, "For requests that don't say it; may be repeated.", many=True, metavar="PARAMETER=VALUE"
@@ -61,6 +70,9 @@ FIELDS = {
     "kind": Field("--kind", click.Choice(["auto", "vllm", "openai"]), "What it is; auto: find out."),
     "api_key_env": Field("--api-key-env", click.STRING, "The environment variable that holds its key.", metavar="NAME"),
     "ca_file": Field("--ca-file", click.STRING, "Whose word on its certificate counts (PEM).", metavar="PATH"),
+    "weight": Field("--weight", Number(), "How much it may do, against others.", metavar="N"),
+    "depth": Field("--depth", _COUNT, "Requests that it gets at a time; more wait."),
+    "prefill_tokens": Field("--prefill-tokens", _COUNT, "Of prompts of one key, at a time, while others are at work too."),
 }
 ALLOWANCE = (
     "requests_per_minute",
@@ -72,6 +84,7 @@ ALLOWANCE = (
     "models",
     "operations",
     "expires",
+    "priority",
     "budgets",
 )
 

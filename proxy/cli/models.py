@@ -10,6 +10,8 @@ _COLUMNS: Columns = {
     "BACKENDS": lambda row: row["backends"],
     "MAX LENGTH": lambda row: row["max_model_len"],
     "ALIASES": setting("aliases"),
+    "POLICY": setting("policy"),
+    "FALLBACKS": setting("fallbacks"),
     "DEFAULTS": lambda row: in_words("defaults", row["settings"]["defaults"]),
     "INPUT": lambda row: row["price"]["input"],
     "CACHED INPUT": lambda row: row["price"]["cached_input"],
@@ -17,6 +19,7 @@ _COLUMNS: Columns = {
     "PER MILLION TOKENS IN": lambda row: row["price"]["currency"],
     "DECLARED IN": source,
 }
-_NOUN = NounCommands("models", "model", ("aliases", "defaults", "bounds", "assumed_output_tokens"), _COLUMNS, is_there=True)
+_FIELDS = ("aliases", "policy", "fallbacks", "defaults", "bounds", "assumed_output_tokens")
+_NOUN = NounCommands("models", "model", _FIELDS, _COLUMNS, is_there=True)
 
-models = _NOUN.group("What may be asked for: aliases, defaults, bounds.", creates=False)
+models = _NOUN.group("What may be asked for: aliases, policies, fallbacks, defaults, bounds.", creates=False)

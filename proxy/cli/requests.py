@@ -18,11 +18,13 @@ _COLUMNS: Columns = {
     "ID": lambda row: row["id"],
     "KEY": lambda row: row["key_name"],
     "MODEL": lambda row: row["model"],
+    "BACKEND": lambda row: row["backend"],
     "OUTCOME": lambda row: row["outcome"],
     "STATUS": lambda row: row["status"],
     "INPUT": lambda row: row["input_tokens"],
     "OUTPUT": lambda row: row["output_tokens"],
     "MS": lambda row: f"{row['total_ms']:.1f}",
+    "WAIT": lambda row: "" if row["wait_ms"] is None else f"{row['wait_ms']:.1f}",
     "FIRST TOKEN": lambda row: "" if row["first_token_ms"] is None else f"{row['first_token_ms']:.1f}",
     "COST": lambda row: f"{exact(row['cost'])} {row['currency']}",
 }
@@ -102,6 +104,7 @@ def _told(request: dict[str, Json]) -> str:
 
 def _facts(request: Row) -> list[tuple[str, object]]:
     alias = f" (asked for as {request['requested_model']})" if request["requested_model"] else ""
+    instead = f", instead of {request['fallback_of']}" if request["fallback_of"] else ""
     error = " ".join(filter(None, (request["error_code"], request["error"])))
     tokens = f"{request['input_tokens']} in ({request['cached_tokens']} cached), {request['output_tokens']} out"
     return [
@@ -111,8 +114,9 @@ def _facts(request: Row) -> list[tuple[str, object]]:
         ("key", f"{request['key_name']} ({request['key_id']})"),
         *((name, request[name]) for name in ("team", "user", "project", "end_user")),
         ("operation", f"{request['operation']}{', streamed' if request['stream'] else ''}"),
-        ("model", f"{request['model']}{alias}"),
+        ("model", f"{request['model']}{alias}{instead}"),
         ("backend", request["backend"]),
+        ("chosen by", _choice(request)),
         ("outcome", f"{request['outcome']}, status {request['status']}"),
         ("error", error),
         ("refused by", request["refused_by"]),
@@ -121,6 +125,15 @@ def _facts(request: Row) -> list[tuple[str, object]]:
         ("cost", f"{exact(request['cost'])} {request['currency']}"),
         ("took", f"{request['total_ms']:.1f} ms, of which the proxy {request['proxy_added_ms']:.2f} ms"),
     ]
+
+
+def _choice(request: Row) -> str:
+    """The policy and its reason, and between which backends: the lowest score has it."""
+    policy, _, why = request["routed_by"].partition(".")
+    scores = ", ".join(f"{each['backend']} {each['score']}" for each in request["scores"])
+    if policy == "only":
+        return "nothing: there was no other"
+    return f"{policy}{f', {why}' if why else ''}{f' ({scores})' if scores else ''}"
 
 
 def _attempt(number: int, attempt: dict[str, Any]) -> tuple[str, str]:

@@ -4,6 +4,7 @@ times, spans, budgets in one word each, and `field=value` for whatever has no op
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -79,6 +80,30 @@ class Decimals(click.ParamType[Decimal]):
         if not number.is_finite():
             self.fail(f"{value!r} is no number; allowed: such as 0.25", param, ctx)
         return number
+
+
+class Number(click.ParamType[float]):
+    """Such as 2 or 0.5; whether it may be that one, the API says."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number; allowed: such as 0.5", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number; allowed: such as 0.5", param, ctx)
+        return number
+
+
+class NumberOrDefault(Number):
+    """The same, or `default`: None."""
+
+    name = "number or default"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == "default" else super().convert(value, param, ctx)
 
 
 class Several(click.ParamType[list[str]]):

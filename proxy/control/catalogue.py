@@ -22,6 +22,7 @@ from proxy.nouns import (
     KeySettings,
     ModelSettings,
     ProjectSettings,
+    RunTimeSettings,
     TeamSettings,
     UserSettings,
 )
@@ -34,13 +35,15 @@ Source = Literal["file", "database"]
 
 
 class Held(NamedTuple, Generic[T]):
-    """One object of a noun. Times are ns since 1970, UTC; of what a file declares they aren't known: 0."""
+    """One object of a noun. Times are ns since 1970, UTC; of what a file declares they aren't known: 0. `run_time`: of a
+    backend."""
 
     name: str
     value: T
     source: Source
     created_at: int = 0
     changed_at: int = 0
+    run_time: RunTimeSettings = RunTimeSettings()
 
 
 class HeldKey(NamedTuple):
@@ -67,6 +70,8 @@ class Catalogue(msgspec.Struct, frozen=True):
     projects: dict[str, ProjectSettings] = {}
     models: dict[str, ModelSettings] = {}
     backends: dict[str, BackendSettings] = {}
+    run_time: dict[str, RunTimeSettings] = {}
+    """Of backends."""
 
 
 # -- one noun --
@@ -87,9 +92,11 @@ def declared(settings: Settings, noun: Noun[T]) -> Mapping[str, T]:
 def one(connection: Connection, settings: Settings, noun: Noun[T], name: str) -> Held[T] | None:
     """The object of that name, None if there is none."""
     if (value := declared(settings, noun).get(name)) is not None:
-        return Held(name, value, "file")
-    entry = store.find(connection, noun, name)
-    return None if entry is None else _stored(entry)
+        found: list[Held[T]] = [Held(name, value, "file")]
+    else:
+        entry = store.find(connection, noun, name)
+        found = [] if entry is None else [_stored(entry)]
+    return next(iter(_with_run_time(connection, noun, found)), None)
 
 
 def page(
@@ -110,7 +117,7 @@ def page(
     for name, value in ours.items():
         if name > after and containing in name and (team is None or _team(noun, name, value) == team):
             merged.append(Held(name, value, "file"))
-    return sorted(merged, key=lambda each: each.name)[:limit]
+    return _with_run_time(connection, noun, sorted(merged, key=lambda each: each.name)[:limit])
 
 
 def everyone(connection: Connection, settings: Settings) -> Held[AllowanceSettings]:
@@ -237,7 +244,15 @@ def stored(connection: Connection) -> Catalogue:
     def every(noun: Noun[T]) -> dict[str, T]:
         return {entry.name: entry.value for entry in store.entries(connection, noun)}
 
-    return Catalogue(store.everyone(connection), every(TEAMS), every(USERS), every(PROJECTS), every(MODELS), every(BACKENDS))
+    return Catalogue(
+        everyone=store.everyone(connection),
+        teams=every(TEAMS),
+        users=every(USERS),
+        projects=every(PROJECTS),
+        models=every(MODELS),
+        backends=every(BACKENDS),
+        run_time=store.run_time(connection),
+    )
 
 
 def holding(settings: Settings, database: Catalogue) -> Catalogue:
@@ -249,6 +264,7 @@ def holding(settings: Settings, database: Catalogue) -> Catalogue:
         projects=_over(settings.projects, database.projects),
         models=_over(settings.models, database.models),
         backends=_over(_declared_backends(settings), database.backends),
+        run_time=database.run_time,
     )
 
 
@@ -258,6 +274,13 @@ def _over(file: dict[str, T], database: dict[str, T]) -> dict[str, T]:
 
 def _declared_backends(settings: Settings) -> dict[str, BackendSettings]:
     return {settings.backend_name(index): each for index, each in enumerate(settings.backends)}
+
+
+def _with_run_time(connection: Connection, noun: Noun[T], found: list[Held[T]]) -> list[Held[T]]:
+    if noun.name != BACKENDS.name or not found:
+        return found
+    said = store.run_time(connection)
+    return [each._replace(run_time=said.get(each.name, RunTimeSettings())) for each in found]
 
 
 def _stored(entry: Entry[T]) -> Held[T]:

@@ -13,10 +13,11 @@ import msgspec
 from proxy.control.catalogue import Catalogue, holding, laid_over
 from proxy.nouns import AllowanceSettings, BudgetSettings, KeySettings, TeamSettings
 from proxy.settings import Settings
-from proxy.snapshot import NEVER_NS, Allowance, Budget, Principal
+from proxy.snapshot import FIRST, LAST, NEVER_NS, USUAL, Allowance, Budget, Principal
 
 _NANO = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PRIORITIES = {"high": FIRST, "normal": USUAL, "low": LAST}
 _NOTHING = KeySettings()
 _EMPTY = Catalogue()
 
@@ -74,6 +75,7 @@ def allowance(said: AllowanceSettings) -> Allowance:
         expires_unix_ns=0 if said.expires is None else unix_ns(said.expires),
         budgets=tuple(map(_budget, said.budgets)),
         blocked=isinstance(said, TeamSettings) and said.blocked,
+        priority=_PRIORITIES[said.priority],
     )
 
 

@@ -8,7 +8,7 @@ isn't in it is named in `left_out`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -57,8 +57,20 @@ def exported(connection: Connection, settings: Settings, now_ns: int) -> Export:
         backends=[msgspec.structs.replace(each, name=name) for name, each in held.backends.items()],
         keys=keys,
     )
+    left_out += _run_time(held)
     file = _said(whole)
     return Export(file={name: _without_passwords(value, name, left_out) for name, value in file.items()}, left_out=left_out)
+
+
+def _run_time(held: catalogue.Catalogue) -> Iterator[str]:
+    """A file declares; what is said at run time lies over it."""
+    for name, said in held.run_time.items():
+        if name not in held.backends:
+            continue
+        if said.drained:
+            yield f"backends.{name}: it is drained"
+        if said.weight is not None:
+            yield f"backends.{name}.weight: {said.weight:g}, said at run time"
 
 
 def _keys(connection: Connection, settings: Settings, now_ns: int) -> tuple[dict[str, KeySettings], list[str]]:

@@ -5,11 +5,17 @@ still a place for its models, and whether it takes requests just now is for the 
 full: a model that it no longer lists is gone.
 
 A card's `created` and `permission` are made up anew by vLLM for every answer; they are no change.
+
+Who serves a model? The backends that name it: that are declared to serve it or, where nothing is declared, list it. Only where
+there are none those of the longest declared pattern that matches it (`gpt-*`). Names that a pattern covers are models like others
+as far as they are known: by their settings, or because the backend lists them. The patterns themselves are published for the
+rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,13 +24,23 @@ from proxy.control.catalogue import Catalogue
 from proxy.control.declared import unix_ns
 from proxy.control.discovery import Answer, address_of, max_model_len
 from proxy.control.rates import pico_per_token
-from proxy.nouns import BackendSettings, BoundsSettings, ModelSettings, PriceSettings
-from proxy.snapshot import Backend, Bounds, LaterPrice, Model, SnapshotFile
+from proxy.nouns import (
+    BackendSettings,
+    BoundsSettings,
+    ModelSettings,
+    PriceSettings,
+    RunTimeSettings,
+    covering,
+    is_pattern,
+)
+from proxy.snapshot import OWNER, Backend, Bounds, LaterPrice, Model, SnapshotFile
 
 _PASSING = ("created", "permission")
-_OWNER = "glasshouse"
 _NO_PRICE = PriceSettings()
+_AS_DECLARED = RunTimeSettings()
 
+VLLM_DEPTH = 256
+"""vLLM's own `--max-num-seqs`, unless told otherwise: requests beyond that would wait there."""
 
 KEPT_NS = 600_000_000_000
 """For how long a price that was replaced is still published: a request costs what was valid when its first byte came, however
@@ -32,7 +48,8 @@ long its body took."""
 
 
 class KnownBackend:
-    """One backend, as it was declared. `cards` is None until it is known what it serves. Times are ns since 1970, 0 = never."""
+    """One backend, as it was declared. `cards` is None until it is known what it serves. Times are ns since 1970, 0 = never.
+    `again`: it is to be asked at once."""
 
     def __init__(self, settings: BackendSettings, name: str) -> None:
         self.settings = settings
@@ -41,6 +58,7 @@ class KnownBackend:
         self.error = ""
         self.asked_unix_ns = 0
         self.answered_unix_ns = 0
+        self.again = asyncio.Event()
 
     @property
     def reachable(self) -> bool | None:
@@ -69,8 +87,30 @@ class KnownBackend:
                 self.backend = msgspec.structs.replace(self.backend, kind=backend.kind)
 
     def models(self) -> list[str]:
-        """What may be asked of it: what is declared, else what it says."""
+        """What may be asked of it: what is declared, else what it says. Patterns too."""
         return list(self.settings.models or self.cards or ())
+
+    def names(self) -> list[str]:
+        """The models that it serves by their names."""
+        return [each for each in self.models() if not self._is_pattern(each)]
+
+    def patterns(self) -> list[str]:
+        return [each for each in self.models() if self._is_pattern(each)]
+
+    def _is_pattern(self, name: str) -> bool:
+        """An engine's own names may look like one."""
+        return is_pattern(name) and name not in (self.cards or ())
+
+    def published(self, said: RunTimeSettings) -> Backend:
+        """As workers are to treat it, with what is `said` at run time."""
+        settings = self.settings
+        return msgspec.structs.replace(
+            self.backend,
+            weight=weight_of(settings, said),
+            depth=settings.depth or (VLLM_DEPTH if self.backend.kind == "vllm" else 0),
+            prefill_tokens=settings.prefill_tokens,
+            drained=said.drained,
+        )
 
 
 class Inventory:
@@ -81,6 +121,7 @@ class Inventory:
         self._made_unix_s = now_ns // 1_000_000_000
         self._own_cards: dict[str, bytes] = {}
         self._settings: Mapping[str, ModelSettings] = {}
+        self._run_time: Mapping[str, RunTimeSettings] = {}
         self.known: dict[str, KnownBackend] = {}
         self.follow(held)
         if previous is not None:
@@ -90,6 +131,7 @@ class Inventory:
         """Have these backends and models from now on. One that is declared otherwise than before is a new KnownBackend; what was
         known of it stays if it is still the same server."""
         self._settings = held.models
+        self._run_time = held.run_time
         self.known = {name: self._follow(name, settings) for name, settings in held.backends.items()}
 
     def _follow(self, name: str, settings: BackendSettings) -> KnownBackend:
@@ -107,27 +149,51 @@ class Inventory:
         return all(each.asked_unix_ns for each in self.known.values())
 
     def backends(self) -> dict[str, Backend]:
-        return {name: each.backend for name, each in self.known.items()}
+        return {name: each.published(self._run_time.get(name, _AS_DECLARED)) for name, each in self.known.items()}
 
     def models(self, now_ns: int) -> dict[str, Model]:
         """Model → all its backends, and the card of the first of them that has one; then the aliases, each with its model."""
-        serving: dict[str, list[KnownBackend]] = {}
-        for each in self.known.values():
-            for model in each.models():
-                serving.setdefault(model, []).append(each)
-        made = {model: self._model(model, backends, now_ns) for model, backends in serving.items()}
+        return self.serving(now_ns)[0]
+
+    def serving(self, now_ns: int) -> tuple[dict[str, Model], dict[str, Model]]:
+        """The same, and the patterns that backends are declared to serve, each with its backends."""
+        named, patterns = _by_model(self.known.values(), KnownBackend.names), self._patterns()
+        for name in self._covered():
+            if name not in named and (pattern := covering(patterns, name)) is not None:
+                named[name] = patterns[pattern]
+        made = {name: self._model(name, backends, patterns, now_ns) for name, backends in named.items()}
         for alias, name in self._aliases():
-            if alias not in made and name in serving:
+            if alias not in made and name in named:
                 made[alias] = msgspec.structs.replace(made[name], card=_alias_card(alias, made[name]))
-        return made
+        return made, {pattern: self._model(pattern, backends, patterns, now_ns) for pattern, backends in patterns.items()}
+
+    def said_of(self, name: str) -> ModelSettings:
+        """What is said of a model: under its name or, if nothing is, of the longest pattern that covers it."""
+        return self._said_of(name, self._patterns())
+
+    def _said_of(self, name: str, patterns: Iterable[str]) -> ModelSettings:
+        said = self._settings.get(name)
+        if said is None and (pattern := covering(patterns, name)) is not None:
+            said = self._settings.get(pattern)
+        return said or ModelSettings()
+
+    def _patterns(self) -> dict[str, list[KnownBackend]]:
+        return _by_model(self.known.values(), KnownBackend.patterns)
+
+    def _covered(self) -> Iterator[str]:
+        """Names that a pattern may cover: of models that have settings, and what a backend lists beside its own patterns."""
+        yield from (name for name in self._settings if not is_pattern(name))
+        for each in self.known.values():
+            if patterns := each.patterns():
+                yield from (name for name in each.cards or () if covering(patterns, name) is not None)
 
     def _aliases(self) -> Iterator[tuple[str, str]]:
         for name, settings in self._settings.items():
             for alias in settings.aliases:
                 yield alias, name
 
-    def _model(self, name: str, serving: list[KnownBackend], now_ns: int) -> Model:
-        settings = self._settings.get(name, ModelSettings())
+    def _model(self, name: str, serving: list[KnownBackend], patterns: Iterable[str], now_ns: int) -> Model:
+        settings = self._said_of(name, patterns)
         price, later = _prices(settings, now_ns)
         cards = [each.cards[name] for each in serving if each.cards and name in each.cards]
         lengths = [length for card in cards if (length := max_model_len(card))]
@@ -143,12 +209,14 @@ class Inventory:
             assumed_output_tokens=settings.assumed_output_tokens,
             later_prices=later,
             defaults=tuple((parameter, msgspec.json.encode(value)) for parameter, value in settings.defaults.items()),
+            policy=settings.policy or "",
+            fallbacks=settings.fallbacks,
         )
 
     def _own_card(self, name: str) -> bytes:
         """For a model that is declared and that no backend has told about yet."""
         if name not in self._own_cards:
-            card = {"id": name, "object": "model", "created": self._made_unix_s, "owned_by": _OWNER}
+            card = {"id": name, "object": "model", "created": self._made_unix_s, "owned_by": OWNER}
             self._own_cards[name] = msgspec.json.encode(card)
         return self._own_cards[name]
 
@@ -160,6 +228,20 @@ class Inventory:
             if (known := self.known.get(name)) is not None:
                 mine = [model.name for model in models if name in model.backends]
                 known.remember(backend, {model: cards[model] for model in mine if model not in self._own_cards})
+
+
+def weight_of(settings: BackendSettings, said: RunTimeSettings) -> float:
+    """What is said at run time comes before what is declared."""
+    return settings.weight if said.weight is None else said.weight
+
+
+def _by_model(backends: Iterable[KnownBackend], models: Callable[[KnownBackend], list[str]]) -> dict[str, list[KnownBackend]]:
+    """Model → the backends among whose `models` it is."""
+    found: dict[str, list[KnownBackend]] = {}
+    for each in backends:
+        for model in models(each):
+            found.setdefault(model, []).append(each)
+    return found
 
 
 def _prices(settings: ModelSettings, now_ns: int) -> tuple[PriceSettings, tuple[LaterPrice, ...]]:
@@ -191,7 +273,7 @@ def _keep(known: bytes | None, card: bytes) -> bytes:
 
 def _is_own(card: bytes) -> bool:
     fields = msgspec.json.decode(card)
-    return isinstance(fields, dict) and fields.get("owned_by") == _OWNER
+    return isinstance(fields, dict) and fields.get("owned_by") == OWNER
 
 
 def _essence(card: bytes) -> Any:

@@ -207,7 +207,7 @@ def _create(
         return _find(connection, state, caller, row.after["id"]), None, True
     if name in state.settings.keys and state.settings.keys[name].hash is not None:
         raise DeclaredInFile(f"the key {name!r}")
-    settings = of_own_team(connection, state, caller, name, settings)
+    settings = of_own_team(connection, state, caller, name, settings, None)
     secret, made = create_key(connection, name, settings, author, declared_names(state.settings))
     return _find_again(connection, state, made.id), secret, False
 
@@ -251,7 +251,7 @@ def _change(
         raise DeclaredInFile(f"{', '.join(said)} of the key {held.name!r}")
     stored = find_key(connection, held.id)
     assert stored is not None  # noqa: S101  (that is where it came from)
-    settings = of_own_team(connection, state, caller, held.name, settings)
+    settings = of_own_team(connection, state, caller, held.name, settings, held.value)
     settings = msgspec.structs.replace(settings, **{field: getattr(stored.value, field) for field in held.declared})
     change_key(connection, held.id, settings, author, declared_names(state.settings))
     return _find_again(connection, state, held.id)

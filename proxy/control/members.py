@@ -1,4 +1,4 @@
-"""What users, projects and keys have in common: they are of a team, or of none."""
+"""What users, projects and keys have in common: they are of a team, or of none, and come before others only if a team does."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from sqlalchemy import Connection
 from proxy.control import catalogue
 from proxy.control.access import Caller
 from proxy.control.state import State
-from proxy.errors import InvalidRequest
+from proxy.errors import Forbidden, InvalidRequest
 from proxy.nouns import MemberSettings
 from proxy.store import PROJECTS, TEAMS, USERS, Noun
 
 M = TypeVar("M", bound=MemberSettings)
 
 
-def of_own_team(connection: Connection, state: State, caller: Caller, _name: str, value: M) -> M:
+def of_own_team(connection: Connection, state: State, caller: Caller, _name: str, value: M, before: M | None) -> M:
     """The same, of the caller's team if he has one and nothing else is said. Raises InvalidRequest: what it is of isn't there, or
-    not there for him."""
+    not there for him; Forbidden: it would come before what is of other teams, and his own doesn't."""
     if caller.team is not None and value.team is None:
         value = msgspec.structs.replace(value, team=caller.team)
     for noun in (TEAMS, USERS, PROJECTS):
         wanted = getattr(value, noun.one, None)
         if wanted is not None and not _is_there(connection, state, caller, noun, wanted):
             raise InvalidRequest(f"{noun.one}: there is no {noun.one} {wanted!r}", param=noun.one)
+    if value.priority == "high" and (before is None or before.priority != "high") and caller.team is not None:
+        team = catalogue.one(connection, state.settings, TEAMS, caller.team)
+        if team is None or team.value.priority != "high":
+            raise Forbidden("priority: 'high' is for an administrator to give; allowed: normal, low", param="priority")
     return value
 
 

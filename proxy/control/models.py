@@ -1,7 +1,7 @@
 """`/models`: what may be asked for: what is said of a model, and what the backends say that they serve.
 
-A model that is served needs no settings, and one that has settings need not be served; both are here, aliases aren't. Who is of a
-team sees the models that the team may use.
+A model that is served needs no settings, and one that has settings need not be served; both are here, and patterns that backends
+are declared to serve; aliases aren't. Who is of a team sees the models that the team may use.
 """
 
 from __future__ import annotations
@@ -72,10 +72,14 @@ def visible(connection: Connection, state: State, caller: Caller) -> Callable[[s
     return lambda name: patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check(connection: Connection, state: State, _: Caller, name: str, value: ModelSettings) -> ModelSettings:
-    """Raises InvalidRequest: an alias stands for two models; a price list in another currency."""
+def _check(
+    connection: Connection, state: State, _: Caller, name: str, value: ModelSettings, _before: ModelSettings | None
+) -> ModelSettings:
+    """Raises InvalidRequest: an alias stands for two models; a model is its own fallback; a price list in another currency."""
     if len(set(value.aliases)) != len(value.aliases):
         raise InvalidRequest("aliases: one stands twice", param="aliases")
+    if itself := {name, *value.aliases} & set(value.fallbacks):
+        raise InvalidRequest(f"fallbacks: {sorted(itself)[0]!r} is the model itself; allowed: others", param="fallbacks")
     for other in catalogue.page(connection, state.settings, MODELS):
         if other.name != name and (twice := sorted(set(other.value.aliases) & set(value.aliases))):
             raise InvalidRequest(f"aliases: {twice[0]!r} stands for {other.name!r} already", param="aliases")
@@ -104,7 +108,9 @@ def valid_price(settings: ModelSettings, now: datetime) -> PriceSettings | None:
 
 
 def _served(state: State) -> dict[str, Model]:
-    return {name: model for name, model in state.inventory.models(time.time_ns()).items() if name == model.name}
+    """Patterns too."""
+    models, patterns = state.inventory.serving(time.time_ns())
+    return {name: model for name, model in models.items() if name == model.name} | patterns
 
 
 def _show(state: State, held: Held[ModelSettings]) -> ModelCard:
@@ -113,7 +119,7 @@ def _show(state: State, held: Held[ModelSettings]) -> ModelCard:
 
 def _card(state: State, name: str, held: Held[ModelSettings] | None, served: Model | None) -> ModelCard:
     fields = _WITHOUT_SETTINGS if held is None else common(held)
-    said = valid_price(fields["settings"], datetime.now(UTC))
+    said = valid_price(state.inventory.said_of(name) if held is None else held.value, datetime.now(UTC))
     price = said or PriceSettings()
     return ModelCard(
         **fields | {"name": name},

@@ -94,18 +94,20 @@ class Publisher:
             self._feed.known,
         )  # in this order: what is published is not older than its date
         declared = known.declared
+        models, patterns = self._inventory.serving(now_ns)
         return SnapshotFile(
             revision=known.revision,
             published_unix_ns=as_of_ns,
             currency=self._currency,
             keys=known.keys,
-            models=self._inventory.models(now_ns),
+            models=models,
             backends=self._inventory.backends(),
             everyone=declared.everyone,
             teams=declared.teams,
             users=declared.users,
             projects=declared.projects,
             issuers=self._issuers.published(),
+            patterns=patterns,
         )
 
 

@@ -53,9 +53,18 @@ class Attempt(msgspec.Struct, kw_only=True):
     error: str
 
 
+class Score(msgspec.Struct, kw_only=True):
+    """What a backend that could have been chosen had; the lowest was."""
+
+    backend: str
+    score: int
+
+
 class Request(msgspec.Struct, kw_only=True):
-    """`model` is what the engine was asked for, `requested_model` the alias that the caller used, if one. `cost`: exact decimal
-    text. `proxy_added_ms`: what the proxy itself took. The engine's own times are as it says them, null: it doesn't."""
+    """`model` is what the engine was asked for, `requested_model` the alias that the caller used, if one, and `fallback_of` the
+    model that could not answer, if this one did instead. `routed_by`: the policy that chose the last backend, and what spoke for
+    it (`auto.prefix`), or `only`: there was no choice. `wait_ms`: for a backend with room; null: it had not to. `cost`: exact
+    decimal text. `proxy_added_ms`: what the proxy itself took. The engine's own times are as it says them, null: it doesn't."""
 
     object: Literal["request"] = "request"
     id: str
@@ -72,7 +81,10 @@ class Request(msgspec.Struct, kw_only=True):
     operation: str
     model: str
     requested_model: str
+    fallback_of: str
     backend: str
+    routed_by: str
+    scores: list[Score]
     stream: bool
     choices: int
     max_tokens: int | None
@@ -98,6 +110,7 @@ class Request(msgspec.Struct, kw_only=True):
     unsent_bytes: int
     chunks: int
     total_ms: float
+    wait_ms: float | None
     first_token_ms: float | None
     first_content_ms: float | None
     proxy_added_ms: float
@@ -190,19 +203,22 @@ async def one(
 def _show(row: RequestRow) -> Request:
     attempts = [exchange.Attempt(**each) for each in row.attempts]
     same = {name: getattr(row, name) for name in _SAME}
+    time = [
+        Span(name=name, from_ms=since / _NS, ms=(to - since) / _NS) for name, since, to in exchange.named_times(row, attempts)
+    ]
     return Request(
         **same,
         received_at=when(row.received_at),
         user=row.user_name,
         cost=f"{Decimal(row.cost_nano).scaleb(-9):f}",
+        scores=[Score(**each) for each in row.scores],
         total_ms=row.ended_ns / _NS,
+        wait_ms=next((span.ms for span in time if span.name == "wait"), None),
         first_token_ms=_reached(row.first_token_ns),
         first_content_ms=_reached(row.first_content_ns),
         proxy_added_ms=row.proxy_added_ns / _NS,
         longest_gap_ms=_reached(row.inter_token_max_ns),
-        time=[
-            Span(name=name, from_ms=since / _NS, ms=(to - since) / _NS) for name, since, to in exchange.named_times(row, attempts)
-        ],
+        time=time,
         attempts=[
             Attempt(
                 backend=each.backend,
@@ -219,7 +235,7 @@ def _show(row: RequestRow) -> Request:
     )
 
 
-_SAME = set(Request.__struct_fields__) & set(RequestRow.__struct_fields__) - {"received_at", "attempts"}
+_SAME = set(Request.__struct_fields__) & set(RequestRow.__struct_fields__) - {"received_at", "attempts", "scores"}
 
 
 def _reached(ns: int) -> float | None:

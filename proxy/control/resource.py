@@ -66,11 +66,11 @@ def missing(noun: str, name: str) -> NotFound:
     return NotFound(f"there is no {noun} {name!r}", code="not_found")
 
 
-Check = Callable[[Connection, State, Caller, str, Any], Any]
-"""(connection, state, caller, name, value) → the value as it may be put. Raises ProxyError."""
+Check = Callable[[Connection, State, Caller, str, Any, Any], Any]
+"""(connection, state, caller, name, value, the value before or None) → the value as it may be put. Raises ProxyError."""
 
 
-def unchecked(_connection: Connection, _state: State, _caller: Caller, _name: str, value: Any) -> Any:
+def unchecked(_connection: Connection, _state: State, _caller: Caller, _name: str, value: Any, _before: Any) -> Any:
     return value
 
 
@@ -106,9 +106,9 @@ class Resource(Generic[T]):
             if not caller.sees(team_of(self.noun, name, before.value)):
                 raise Conflict(f"the name {name!r} is not free", code="name_taken")
             self._refuse_declared(before)
-        value = self.check(connection, state, caller, name, value)
-        entry, created = put(connection, self.noun, name, value, author, declared_names(state.settings))
-        return Held(entry.name, entry.value, "database", entry.created_at, entry.changed_at), created, False
+        value = self.check(connection, state, caller, name, value, None if before is None else before.value)
+        _, created = put(connection, self.noun, name, value, author, declared_names(state.settings))
+        return self.find(connection, state, caller, name), created, False
 
     def change(
         self, connection: Connection, state: State, caller: Caller, name: str, changed: Callable[[T], T], author: Author

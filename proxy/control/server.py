@@ -1,6 +1,7 @@
 """The control process: loops beside an HTTP server, until somebody says stop.
 
-    a loop per backend    asks it what it serves, every `control.discover_every`
+    a loop per backend    asks it what it serves, every `control.discover_every`, and at once when it was started anew
+    the engines' loop     sees in the collector's file which engines were started anew
     a loop per issuer     fetches its public keys before what is known of them is old
     the catalogue's loop  looks at the database twice a second: a key works within two seconds of its making
     the publisher's loop  writes the snapshot when one of the others has something new, and now and then as a sign of life
@@ -33,7 +34,9 @@ from proxy.control.inventory import Inventory, KnownBackend
 from proxy.control.issuers import Issuers, KnownIssuer, fetch
 from proxy.control.local import Local, listening
 from proxy.control.publish import Publisher
+from proxy.control.restarts import Restarts
 from proxy.control.state import State
+from proxy.engines import read_engines
 from proxy.settings import Settings
 from proxy.snapshot import SnapshotError, SnapshotFile, read_snapshot
 
@@ -41,6 +44,7 @@ log = logging.getLogger(__name__)
 
 CATALOGUE_EVERY_S = 0.5
 PUBLISH_EVERY_S = 1.0
+ENGINES_EVERY_S = 1.0
 ANSWER_S = 5.0
 STOP_S = 3
 
@@ -85,6 +89,7 @@ class Control:
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._follow_catalogue(loops), name="catalogue")
             loops.create_task(self._publish(), name="publish")
+            loops.create_task(self._watch_engines(), name="engines")
             for each in self.state.issuers.known:
                 loops.create_task(self._fetch(each), name=each.settings.issuer)
 
@@ -120,12 +125,27 @@ class Control:
     async def _discover(self, known: KnownBackend) -> None:
         while True:
             was = known.reachable
+            known.again.clear()  # before it is asked: what it said of an engine that went meanwhile isn't to stay
             changed = await _ask(known)
             if known.reachable != was:
                 _tell(known)
             if changed or was is None:
                 self.changed.set()
-            await asyncio.sleep(self.state.settings.control.discover_every)
+            try:
+                async with asyncio.timeout(self.state.settings.control.discover_every):
+                    await known.again.wait()
+            except TimeoutError:
+                pass
+
+    async def _watch_engines(self) -> None:
+        path, restarts = self.state.settings.engines_path, Restarts()
+        while True:
+            await asyncio.sleep(ENGINES_EVERY_S)
+            engines = await asyncio.to_thread(read_engines, path, time.time_ns())
+            for name in restarts.look(engines.loads) if engines is not None else ():
+                if (known := self.state.inventory.known.get(name)) is not None:
+                    log.info("a backend was started anew", extra={"backend": name})
+                    known.again.set()
 
     async def _fetch(self, known: KnownIssuer) -> None:
         while True:

@@ -22,11 +22,12 @@ captured prompt and answer (in a journal of their own, which is dropped first), 
 """
 
 from proxy.journal.content import Content, decode_content, encode_content
-from proxy.journal.heartbeat import Heartbeat, HeartbeatFile, read_heartbeats, remove_heartbeat
+from proxy.journal.heartbeat import BackendBeat, Heartbeat, HeartbeatFile, read_heartbeats, remove_heartbeat
 from proxy.journal.reader import Batch, Checkpoint, Tail
 from proxy.journal.writer import Journal, JournalFull
 
 __all__ = [
+    "BackendBeat",
     "Batch",
     "Checkpoint",
     "Content",

@@ -29,6 +29,25 @@ _SLOT = 16 * 1024
 _SIZE = 2 * _SLOT
 
 
+class BackendBeat(msgspec.Struct, array_like=True):
+    """What a worker knows of one backend. `state`: `up`, `suspect`, `out` or `drained`; `reason`: the error code of what was
+    wrong last."""
+
+    state: str = "up"
+    reason: str = ""
+    in_flight: int = 0
+    tokens: int = 0
+    """Of these requests: prompts as far as the engine has to compute them, answers as long as they are expected to become."""
+    prefilling: int = 0
+    """Of these, the prompts' that wait for their first token."""
+    part: float = 1.0
+    """Of its usual load, what it may have at present: less for a while after its return."""
+    ejections: int = 0
+    """How often it was put out of service; a total."""
+    probes: int = 0
+    failed_probes: int = 0
+
+
 class Heartbeat(msgspec.Struct):
     """What a worker says of itself. Counters are totals since the incarnation began."""
 
@@ -60,6 +79,11 @@ class Heartbeat(msgspec.Struct):
     """Its place among the workers of this host; whoever takes over from it has the same."""
     requests: int = 0
     """Accepted so far."""
+    waiting: int = 0
+    """Requests that wait for a backend with room."""
+    backends: dict[str, BackendBeat] = {}
+    retries_denied: int = 0
+    """Answers with an engine's error that went out since enough others had been tried again (`routing/budget.py`)."""
     alive: bool = True
     """Set by the reader: False is the last word of a worker that has gone."""
 
@@ -103,7 +127,7 @@ class HeartbeatFile:
             return
         payload = _encoder.encode(beat)
         if len(payload) > _SLOT - _HEAD.size - _NUMBER.size:
-            beat.in_flight_by_backend = {}
+            beat.in_flight_by_backend, beat.backends = {}, {}
             payload = _encoder.encode(beat)
         self._number += 1
         start = self._number % 2 * _SLOT
@@ -141,6 +165,9 @@ def _read(path: Path) -> Heartbeat | None:
     beat = max(slots, key=itemgetter(0))[1] if slots else None
     if beat is not None and not alive:
         beat.alive, beat.in_flight, beat.in_flight_by_backend, beat.connections = False, 0, {}, 0
+        beat.waiting = 0
+        for each in beat.backends.values():
+            each.in_flight = each.tokens = each.prefilling = 0
     return beat
 
 

@@ -1,6 +1,6 @@
 """6 relay: bytes to an engine and back. `relay.py` chooses and retries, `call.py` is one answer, `connection.py` one connection,
 `pool.py` a backend's connections. Chunks move in callbacks: no task switch, no queue, no JSON per chunk."""
 
-from proxy.relay.relay import Relay
+from proxy.relay.relay import Fallbacks, Relay
 
-__all__ = ["Relay"]
+__all__ = ["Fallbacks", "Relay"]

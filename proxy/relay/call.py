@@ -18,6 +18,7 @@ from proxy.errors import (
     UpstreamTimeout,
 )
 from proxy.exchange import Attempt, Exchange, Record
+from proxy.relay.backends import Verdict
 from proxy.relay.head import shape_of, without_hop_by_hop, without_length
 from proxy.wire.observer import Observer
 from proxy.wire.operation import RelayedOperation, observe_end_of_answer
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from proxy.relay.connection import Payload, UpstreamConnection
     from proxy.relay.pool import Pool
     from proxy.reply import Reply
+    from proxy.routing import Route
     from proxy.settings import Settings
 
 KEPT_END_BYTES = 64 * 1024
@@ -71,6 +73,12 @@ class Call:
     """The body so far, or its last piece once it is `_passing`."""
     _passing = False
     """The body is too large to be held and goes out as it comes, but for its last piece."""
+    _prefilling = True
+    """Its first token hasn't come."""
+    failure: EngineFailed | EngineRefused | None = None
+    """The answer is complete, and an error: what the record keeps of it."""
+    verdict = Verdict.FINE
+    """What it says of its engine."""
     _end_kept = b""
 
     def __init__(
@@ -82,7 +90,9 @@ class Call:
         pool: Pool,
         settings: Settings,
         attempt: Attempt,
+        route: Route | None = None,
     ) -> None:
+        self.route = route
         self._exchange = exchange
         self._origin_ns = exchange.origin_ns
         self._reply = reply
@@ -112,6 +122,16 @@ class Call:
             connection.abort()
 
     # -- from the pipeline --
+
+    @property
+    def begun(self) -> bool:
+        """Some of the answer has gone to the client: from here on it can be nobody else's."""
+        return self._reply.begun
+
+    @property
+    def held_up(self) -> bool:
+        """By its client, who takes nothing: the engine can't say anything."""
+        return self._reply.paused
 
     @property
     def answered(self) -> bool:
@@ -146,6 +166,8 @@ class Call:
             self._readable = not shape.encoded and not self._operation.text
         if shape.hop_by_hop:
             head = without_hop_by_hop(head)
+        if self._reply.kept_waiting and status == 200 and not streaming:
+            raise UpstreamMalformed("The engine answered with something else than the stream that was asked for.")
         if streaming:
             self._observe()
             if shape.sized:
@@ -171,6 +193,10 @@ class Call:
             self.pending += observer.feed(data, now_ns - self._origin_ns)
         except OversizedEvent as error:
             raise UpstreamMalformed(f"The engine sent {error}.") from None
+        if self._prefilling and self._exchange.record.first_token_ns:
+            self._prefilling = False
+            if self.route is not None:
+                self.route.first_token(now_ns)
         if observer.done:
             self._finish_stream(now_ns)
 
@@ -211,7 +237,7 @@ class Call:
             self._finish_first_error(observer.first_error)
             return
         if observer.error_event is not None:
-            self._exchange.fail(self._engine_error(b'{"error":%b}' % observer.error_event, self.status))
+            self._fail(b'{"error":%b}' % observer.error_event)
         elif not observer.whole:
             self._leave()
             self.flush()
@@ -222,10 +248,13 @@ class Call:
 
     def _finish_first_error(self, body: bytes) -> None:
         """A 200 whose first event is an error: nothing has gone out yet, so the client gets a proper status."""
-        code = self._engine_error(body, 0).error_code or ""
-        status = self.status = int(code) if code.isdecimal() and 400 <= int(code) <= 599 else 502
-        self._exchange.fail(self._engine_error(body, status))
-        self._reply.replace_head(status)
+        self.status = 0
+        self.status = _status_of(self._fail(body).error_code or "")
+        self._fail(body)
+        if self.verdict is Verdict.BROKEN:
+            self.verdict = Verdict.FAILING  # it had taken the request up: no fault of that one's
+        if not self._reply.started:
+            self._reply.replace_head(self.status)
         self._complete(body)
 
     def _finish_body(self, now_ns: int) -> None:
@@ -233,7 +262,7 @@ class Call:
         record.upstream_ended_ns = now_ns - self._origin_ns
         body = self._body
         if self.status >= 400:
-            self._exchange.fail(self._engine_error(body, self.status))
+            self._fail(body)
         else:
             if self._passing:
                 observe_end_of_answer(self._end_kept + body, record, self._operation.usage)
@@ -251,11 +280,13 @@ class Call:
     def _notice_abort(self) -> None:
         """vLLM, told to stop, ends every answer where it is, in all form. That is no answer."""
         if ABORTED in self._exchange.record.finish_reasons:
-            self._exchange.fail(EngineFailed("The engine aborted the answer.", code="engine_aborted"))
+            self.failure = EngineFailed("The engine aborted the answer.", code="engine_aborted")
+            self.verdict = Verdict.GAVE_UP
 
-    def _engine_error(self, body: bytes, status: int) -> EngineFailed | EngineRefused:
+    def _fail(self, body: bytes) -> EngineFailed | EngineRefused:
         """What the record keeps of an engine's error: whose fault it says it was, and which. Its words only where content is
         captured: engines quote what they were asked."""
+        status = self.status
         try:
             said = _error_answer.decode(body).error or _ErrorBody()
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -264,7 +295,12 @@ class Call:
         named = (str(name) for name in (said.code, said.type) if name is not None)
         code = next((name for name in named if _IDENTIFIER.fullmatch(name)), str(status))
         refused = 400 <= status < 500 and status != 429
-        return (EngineRefused if refused else EngineFailed)(words or f"The engine answered with status {status}.", code=code)
+        judged = status if status >= 400 else _status_of(code)  # an error in a stream that went well so far
+        self.verdict = self._pool.kind.judge(judged, said.type or "", said.message or "")
+        self.failure = (EngineRefused if refused else EngineFailed)(
+            words or f"The engine answered with status {status}.", code=code
+        )
+        return self.failure
 
     def _estimate(self, record: Record, body: bytes) -> None:
         self._operation.estimate(record, self._reply.sent + len(self.pending) + len(body))
@@ -318,3 +354,8 @@ class Call:
         elif silent_s > timeouts.between_chunks:
             return UpstreamTimeout(f"The engine fell silent for {timeouts.between_chunks:g} s.", code="idle_timeout")
         return None
+
+
+def _status_of(code: str) -> int:
+    """As the engine would have answered, had it known in time."""
+    return int(code) if code.isdecimal() and 400 <= int(code) <= 599 else 502

@@ -26,7 +26,7 @@ class ControlPool(Pool):
     def __init__(self, settings: Settings) -> None:
         host, port = address(settings.control.listen)
         timeouts = msgspec.structs.replace(settings.timeouts, connect=TIMEOUT_S, first_byte=TIMEOUT_S, between_chunks=TIMEOUT_S)
-        super().__init__(Backend(NAME, _LOOPBACK.get(host, host), port, NAME), timeouts)
+        super().__init__(Backend(NAME, _LOOPBACK.get(host, host), port, "openai"), timeouts)
         self.asking = 0
         """Requests under way."""
 

@@ -19,9 +19,10 @@ _HOP_BY_HOP = (
     b"trailer",
     b"transfer-encoding",
     b"upgrade",
+    b"x-glasshouse-backend",
     b"x-request-id",
 )
-"""RFC 9110 §7.6.1; the request id, since the one that the client gets is ours."""
+"""RFC 9110 §7.6.1; the last two, since those that the client gets are ours."""
 _HOP_BY_HOP_LINE = re.compile(rb"\r\n(?:%b)[ \t]*:[^\r\n]*" % b"|".join(_HOP_BY_HOP), re.IGNORECASE)
 _LENGTH_LINE = re.compile(rb"\r\ncontent-length[ \t]*:[^\r\n]*", re.IGNORECASE)
 _DIGITS = b"0123456789"

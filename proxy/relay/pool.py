@@ -11,6 +11,7 @@ from collections import deque
 
 from proxy.errors import UpstreamUnreachable
 from proxy.exchange import Exchange
+from proxy.relay.backends import KINDS
 from proxy.relay.connection import Payload, UpstreamConnection
 from proxy.settings import TimeoutSettings
 from proxy.snapshot import Backend
@@ -28,7 +29,10 @@ class Pool:
 
     def __init__(self, backend: Backend, timeouts: TimeoutSettings) -> None:
         self.backend = backend
+        self.kind = KINDS[backend.kind]
         self.timeouts = timeouts
+        self.served_by = b"\r\nx-glasshouse-backend: " + backend.name.encode()
+        """A line of the answers' heads."""
         self.fingerprint = b""
         """The engine's `system_fingerprint` as it last wrote it (wire/stream.py)."""
         self.closed = False

@@ -8,8 +8,12 @@ keys and users, however many, `table.py`.
 from proxy.snapshot.feed import SnapshotFeed
 from proxy.snapshot.file import decode_snapshot, encode_snapshot, read_snapshot, write_snapshot
 from proxy.snapshot.model import (
+    FIRST,
+    LAST,
     NEVER_NS,
+    OWNER,
     UNLIMITED,
+    USUAL,
     Allowance,
     Backend,
     Bounds,
@@ -26,8 +30,12 @@ from proxy.snapshot.model import (
 from proxy.snapshot.table import KeyTable, Secret, SnapshotError
 
 __all__ = [
+    "FIRST",
+    "LAST",
     "NEVER_NS",
+    "OWNER",
     "UNLIMITED",
+    "USUAL",
     "Allowance",
     "Backend",
     "Bounds",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import TypeVar
 
 import msgspec
 
+from proxy.nouns import MODEL_NAME, covering
 from proxy.snapshot.table import KeyTable, SnapshotError, Table
 
 SNAPSHOT_VERSION = 2
@@ -18,6 +20,17 @@ T = TypeVar("T")
 
 NEVER_NS = 2**63 - 1
 """A moment that doesn't come, ns since 1970."""
+
+FIRST, USUAL, LAST = 0, 1, 2
+"""Priorities."""
+
+OWNER = "glasshouse"
+"""Of models of which no engine has told, as their cards say."""
+
+MOST_COVERED = 1024
+"""Names that callers made up by a pattern, and that a worker remembers; the oldest is forgotten."""
+
+_is_name = re.compile(MODEL_NAME).match
 
 
 class Budget(msgspec.Struct, array_like=True, frozen=True):
@@ -46,6 +59,8 @@ class Allowance(msgspec.Struct, array_like=True, frozen=True):
     """0: never."""
     budgets: tuple[Budget, ...] = ()
     blocked: bool = False
+    priority: int = USUAL
+    """Where requests wait for an engine: 0 comes before 1, and that before 2."""
 
 
 UNLIMITED = Allowance()
@@ -95,6 +110,13 @@ class Backend(msgspec.Struct, array_like=True, frozen=True):
     tls: bool = False
     ca_file: str = ""
     """Whom its certificate must be from, instead of the system's authorities (PEM)."""
+    weight: float = 1.0
+    depth: int = 0
+    """Requests that a host may have there at a time; 0: as many as come."""
+    prefill_tokens: int = 8192
+    """Prompt tokens that one of several keys may have it compute at a time."""
+    drained: bool = False
+    """It gets no more requests."""
 
 
 class Bounds(msgspec.Struct, array_like=True, frozen=True):
@@ -139,6 +161,10 @@ class Model(msgspec.Struct, array_like=True, frozen=True):
     """Those to come when the snapshot was published, and of a little while before; the next one first."""
     defaults: tuple[tuple[str, bytes], ...] = ()
     """Parameters (name, JSON) for requests that don't say them."""
+    policy: str = ""
+    """Who of several backends is to answer; "": as for all models."""
+    fallbacks: tuple[str, ...] = ()
+    """Models that are asked instead, one after the other, when no backend of this one can answer."""
 
     def price_at(self, unix_ns: int) -> Model | LaterPrice:
         """What has the price of that moment."""
@@ -182,12 +208,14 @@ class SnapshotFile(msgspec.Struct, array_like=True):
     users: Mapping[str, Allowance] = {}
     projects: dict[str, Allowance] = {}
     issuers: tuple[Issuer, ...] = ()
+    patterns: dict[str, Model] = {}
+    """Pattern (`gpt-*`) → what is known of all models of such names, but for those in `models`. `Model.name` is the pattern."""
 
 
 class _Caller:
     """What a snapshot says of one caller, found out when it is first asked."""
 
-    __slots__ = ("blocked", "expires_unix_ns", "levels", "models", "principal")
+    __slots__ = ("blocked", "expires_unix_ns", "levels", "models", "patterns", "principal", "priority")
 
     def __init__(self, principal: Principal, levels: list[tuple[str, str, Allowance]]) -> None:
         self.principal = principal
@@ -195,6 +223,9 @@ class _Caller:
         self.blocked = any(allowance.blocked for _, _, allowance in levels)
         moments = [allowance.expires_unix_ns for _, _, allowance in levels]
         self.expires_unix_ns = min((moment for moment in moments if moment), default=NEVER_NS)
+        self.patterns = tuple(allowance.models for _, _, allowance in levels if allowance.models is not None)
+        """A model's name must match one of each."""
+        self.priority = _priority({allowance.priority for _, _, allowance in levels})
         self.models: dict[str, Model] | None = None
 
 
@@ -212,6 +243,8 @@ class Snapshot:
         self.users = file.users
         self.projects = file.projects
         self.issuers = file.issuers
+        self.patterns = file.patterns
+        self._covered: dict[str, Model] = {}
         self._keys = KeyTable.of(file.keys)
         self._found: dict[bytes, tuple[Principal, int]] = {}
         self._principals: dict[Principal, Principal] = {}
@@ -259,6 +292,11 @@ class Snapshot:
         """One of its levels is. Raises SnapshotError."""
         return self._caller(principal).blocked
 
+    def priority(self, principal: Principal) -> int:
+        """Where its requests wait: 0 comes before 1, and that before 2. A level that is last puts it last, else one that is first
+        puts it first. Raises SnapshotError."""
+        return self._caller(principal).priority
+
     def _caller(self, principal: Principal) -> _Caller:
         known = self._callers.get(principal.key_id)
         if known is None or known.principal is not principal:  # two tokens of one person may differ
@@ -283,11 +321,35 @@ class Snapshot:
         caller = self._callers.get(principal.key_id)
         if caller is None or caller.principal is not principal or caller.models is None:
             caller = self._caller(principal)
-            caller.models = self._allow(caller.levels)
+            caller.models = self._allow(caller.patterns)
         return caller.models
 
-    def _allow(self, levels: list[tuple[str, str, Allowance]]) -> dict[str, Model]:
-        patterns = tuple(allowance.models for _, _, allowance in levels if allowance.models is not None)
+    def model(self, principal: Principal, name: str) -> Model | None:
+        """What this key gets under a name: that model, the one whose alias it is, or what the longest pattern that matches says.
+        None: for this key there is none. Raises SnapshotError."""
+        found = self.allowed_models(principal).get(name)
+        if found is None and self.patterns:
+            found = self._cover(name)
+            if found is not None and not all(_matches(name, each) for each in self._caller(principal).patterns):
+                return None
+        return found
+
+    def _cover(self, name: str) -> Model | None:
+        """A model that only a pattern covers. So many are remembered, each the same object every time."""
+        found = self._covered.get(name)
+        if found is None:
+            if not _is_name(name):
+                return None
+            pattern = covering(self.patterns, name)
+            if pattern is None:
+                return None
+            found = msgspec.structs.replace(self.patterns[pattern], name=name, card=_card(name))
+            if len(self._covered) >= MOST_COVERED:
+                del self._covered[next(iter(self._covered))]
+            self._covered[name] = found
+        return found
+
+    def _allow(self, patterns: tuple[tuple[str, ...], ...]) -> dict[str, Model]:
         known = self._matching.get(patterns)
         if known is None:
             known = {name: model for name, model in self.models.items() if all(_matches(name, each) for each in patterns)}
@@ -298,6 +360,15 @@ class Snapshot:
         """`GET /v1/models` as this key sees it."""
         allowed = self.allowed_models(principal)
         return self._models_json if allowed is self.models else _list(allowed)
+
+
+def _priority(said: Set[int]) -> int:
+    return LAST if LAST in said else min(said)
+
+
+def _card(name: str) -> bytes:
+    """As OpenAI writes them. What the engine would say of it isn't known, nor since when it is there."""
+    return msgspec.json.encode({"id": name, "object": "model", "created": 0, "owned_by": OWNER})
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

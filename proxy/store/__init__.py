@@ -4,6 +4,7 @@
     tables.py       the tables, once
     migrations/     how an older database becomes that (alembic); `open_database` runs them
     catalogue.py    teams, users, projects, models, backends, and what everyone may use
+    run_time.py     which backends are drained, or weigh something else than is declared
     keys.py         API keys and their secrets
     admins.py       admin keys
     audit.py        who changed what; each change is noted, and counts the catalogue's revision up, in its own transaction
@@ -82,6 +83,7 @@ from proxy.store.ledger import (
     usage,
 )
 from proxy.store.retention import Step, oldest_day, remove_expired, summed_days
+from proxy.store.run_time import put_run_time, run_time
 from proxy.store.search import BadCursor, Order, RequestRow, cursor_of, request_of, requests_found
 
 __all__ = [
@@ -146,6 +148,7 @@ __all__ = [
     "prune_audit",
     "put",
     "put_everyone",
+    "put_run_time",
     "reader",
     "remove",
     "remove_expired",
@@ -156,6 +159,7 @@ __all__ = [
     "revoke_admin_key",
     "revoke_key",
     "rotate_key",
+    "run_time",
     "said",
     "save_checkpoint",
     "spent",

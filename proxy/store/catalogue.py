@@ -21,9 +21,19 @@ import msgspec
 from msgspec import NODEFAULT, Struct
 from sqlalchemy import Column, ColumnElement, Connection, Select, Table, delete, func, insert, or_, select, update
 
-from proxy.nouns import NAME, AllowanceSettings, BackendSettings, ModelSettings, ProjectSettings, TeamSettings, UserSettings
+from proxy.nouns import (
+    MODEL_NAME,
+    NAME,
+    AllowanceSettings,
+    BackendSettings,
+    ModelSettings,
+    ProjectSettings,
+    TeamSettings,
+    UserSettings,
+)
 from proxy.store.audit import Author, lock, note, storable
 from proxy.store.engine import StoreError
+from proxy.store.run_time import forget_run_time
 from proxy.store.tables import admin_keys, backends, catalogue, keys, models, projects, teams, users
 
 T = TypeVar("T", bound=Struct)
@@ -33,7 +43,6 @@ Known = Mapping[str, Container[str]]
 
 NOTHING: Known = {}
 
-_MODEL_NAME = r"[^\s\x00-\x1f\x7f]{1,256}"
 _SECRET = re.compile(r"gha?-[A-Za-z0-9_-]{43}")
 _LONGEST_NAME = 256
 _TOLD = 3
@@ -84,7 +93,7 @@ class Noun(Generic[T]):
 TEAMS = Noun("teams", "team", TeamSettings, teams, ("blocked",), team=teams.c.name)
 USERS = Noun("users", "user", UserSettings, users, ("team", "blocked"), team=users.c.team)
 PROJECTS = Noun("projects", "project", ProjectSettings, projects, ("team", "blocked"), team=projects.c.team)
-MODELS = Noun("models", "model", ModelSettings, models, named=_MODEL_NAME)
+MODELS = Noun("models", "model", ModelSettings, models, named=MODEL_NAME)
 BACKENDS = Noun("backends", "backend", BackendSettings, backends, ("name",))
 
 
@@ -179,6 +188,8 @@ def remove(connection: Connection, noun: Noun[T], name: str, author: Author) -> 
     if users_of := _referring(connection, noun, name):
         raise InUse(f"the {noun.one} {name!r} is in use by {users_of}; change or revoke them first")
     connection.execute(delete(noun.table).where(noun.table.c.name == name))
+    if noun.name == BACKENDS.name:
+        forget_run_time(connection, name)
     note(connection, author, "remove", noun.name, name, team=_team(noun, entry), before=said(entry.value))
     return entry
 

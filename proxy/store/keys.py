@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, RowMapping, Select, and_, delete, insert, or_, select, update
 
-from proxy.nouns import KeySettings
+from proxy.nouns import SYSTEM_KEY, KeySettings
 from proxy.store.audit import GLASSHOUSE, Author, lock, note, storable
 from proxy.store.catalogue import (
     NOTHING,
@@ -101,6 +101,8 @@ def create_key(
     `known`: as in `catalogue.py`.
     """
     check_name(name)
+    if name == SYSTEM_KEY:
+        raise UnusableName(f"{name!r} is what the proxy's own requests are booked to; allowed: any other name")
     _check(value)
     lock(connection)
     if _found(connection, name) is not None:

@@ -40,18 +40,18 @@ _SAME_NAME = (
     *("read_ns", "authenticated_ns", "admitted_ns", "sent_ns", "first_byte_ns", "first_token_ns", "first_content_ns"),
     *("last_token_ns", "upstream_ended_ns", "ended_ns", "chunks", "response_bytes", "unsent_bytes"),
     *("currency", "inter_token_sum_ns", "inter_token_max_ns", "team", "worker", "refused_by", "over_budget"),
-    *("user_name", "project"),
+    *("user_name", "project", "queued_ns", "routed_by"),
 )
 """Columns that hold the Record's field of the same name, as it is."""
 
-_TEXTS = ("client_request_id", "client_address", "model", "requested_model", "error_code", "error")
+_TEXTS = ("client_request_id", "client_address", "model", "requested_model", "fallback_of", "error_code", "error")
 _COUNTS = (
     *("choices", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds", "cost_nano", "gpu_ns"),
 )
 _DERIVED = (
     "collector",
     *("day", "id", "received_at", "trace_id", "span_id", "parent_span_id", "backend", "end_user", "max_tokens", "outcome"),
-    *("usage_source", "finish_reasons", "inter_token_counts", "attempts", "proxy_added_ns"),
+    *("usage_source", "finish_reasons", "inter_token_counts", "attempts", "scores", "proxy_added_ns"),
     *("engine_queue_ms", "engine_time_to_first_token_ms", "engine_prefill_ms", "engine_decode_ms"),
     "engine_mean_inter_token_ms",
 )
@@ -102,6 +102,7 @@ def _row(record: Record, collector: str) -> tuple[object, ...]:
         _json(record.finish_reasons).decode(),
         _json(record.inter_token_counts).decode(),
         _attempts(record.attempts),
+        _scores(record.scores),
         record.proxy_added_ns(),
         engine.queue_ms,
         engine.time_to_first_token_ms,
@@ -136,6 +137,10 @@ def _storable(text: str) -> str:
 def _attempts(attempts: list[Attempt]) -> str:
     """A JSON list of objects: in the journal an attempt is an array, in SQL its fields have names."""
     return _json([msgspec.structs.asdict(attempt) for attempt in attempts]).decode()
+
+
+def _scores(scores: list[tuple[str, int]]) -> str:
+    return _json([{"backend": backend, "score": score} for backend, score in scores]).decode() if scores else "[]"
 
 
 # -- checkpoints --

@@ -58,7 +58,10 @@ class RequestRow(msgspec.Struct, kw_only=True):
     operation: str
     model: str
     requested_model: str
+    fallback_of: str
     backend: str
+    routed_by: str
+    scores: list[dict[str, Any]]
     stream: bool
     choices: int
     max_tokens: int | None
@@ -75,6 +78,7 @@ class RequestRow(msgspec.Struct, kw_only=True):
     read_ns: int
     authenticated_ns: int
     admitted_ns: int
+    queued_ns: int
     sent_ns: int
     first_byte_ns: int
     first_token_ns: int

@@ -86,6 +86,17 @@ projects = _noun("projects", _team(), _blocked())
 models = _noun("models")
 backends = _noun("backends")
 
+backend_states = Table(
+    "backend_states",
+    metadata,
+    Column("name", _name(), primary_key=True),
+    Column("drained", Boolean, nullable=False),
+    Column("weight", Double),
+    Column("changed_at", BigInteger, nullable=False),
+)
+"""What was said of a backend at run time, wherever it is declared. A row for each of which something else holds than what is
+declared: that it is `drained`, or another `weight` (None: the declared one)."""
+
 keys = Table(
     "keys",
     metadata,
@@ -242,6 +253,10 @@ requests = Table(
     Column("user_name", Text, nullable=False, server_default=text("''")),
     Column("project", Text, nullable=False, server_default=text("''")),
     Column("requested_model", Text, nullable=False, server_default=text("''")),
+    Column("queued_ns", BigInteger, nullable=False, server_default=text("0")),
+    Column("routed_by", Text, nullable=False, server_default=text("''")),
+    Column("scores", JSON, nullable=False, server_default=text("'[]'")),
+    Column("fallback_of", Text, nullable=False, server_default=text("''")),
     PrimaryKeyConstraint("day", "id"),
     sqlite_with_rowid=False,
     postgresql_partition_by="RANGE (day)",

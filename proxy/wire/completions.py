@@ -45,6 +45,7 @@ OPERATION = EngineOperation(
     method=b"POST",
     path=b"/v1/completions",
     read=_read,
+    prompt=lambda request: (request.prompt,),
     facts=_write_facts,
     prepare=prepare_generation,
     observe=observe_answer,

@@ -44,6 +44,8 @@ class MessagesRequest(Request, kw_only=True):
     stop_sequences: Raw = Raw(b"")
     tools: Raw = Raw(b"")
     output_config: Raw = Raw(b"")
+    system: Raw = Raw(b"")
+    messages: Raw = Raw(b"")
 
 
 class _Delta(Struct, gc=False):
@@ -167,6 +169,7 @@ OPERATION = EngineOperation(
     name="messages",
     method=b"POST",
     path=b"/v1/messages",
+    prompt=lambda request: (request.tools, request.system, request.messages),
     read=_read_messages,
     facts=_write_facts,
     prepare=as_it_came,

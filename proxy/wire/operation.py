@@ -94,10 +94,15 @@ class EngineOperation(RelayedOperation, Generic[R], frozen=True, kw_only=True):
     `read` turns a body and its content type into a Request and writes its facts on the record (raises InvalidRequest); `facts`
     writes them once more, for a request to which something was added. `media`: what a request's body must be. `counted`: it takes
     tokens; `generates`: also for an answer. `lists`: in how many of them content parts lie, which may name URLs; 0: there are
-    none.
+    none. `prompt`: what of a request an engine reads its prompt from, in the order in which it does. `continues`: the
+    id of the answer that a request goes on from, "" if it doesn't; `answer_id`: the id that an answer has for that, read from its
+    last bytes.
     """
 
     read: Callable[[bytes, Record, bytes], R]
+    prompt: Callable[[R], tuple[bytes, ...]] | None = None
+    continues: Callable[[R], str] | None = None
+    answer_id: Callable[[bytes], str] | None = None
     facts: Callable[[R, Record], object] = _no_facts
     media: bytes = JSON
     lists: int = 2

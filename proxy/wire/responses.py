@@ -1,7 +1,7 @@
 """`POST /v1/responses`: OpenAI's newer API, as vLLM and llama.cpp serve it.
 
 Only what is answered in this very request can be accounted, so `background` is refused. What an engine keeps under a response's
-id (`previous_response_id`) is its own affair: an engine that doesn't have it says so.
+id (`previous_response_id`) is its own affair: an engine that doesn't have it says so. Who gave which is remembered (routing).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from proxy.wire.usage import read_engine_timings, read_response_usage, write_fin
 
 _TOKEN = re.compile(rb'"delta":\s*"(?!")')
 _SEQUENCE = re.compile(rb'"sequence_number":\s*([0-9]{1,18})')
+_ID = re.compile(rb'"id":\s*"(resp_[A-Za-z0-9_-]{1,128})"')
 _ENDS = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
 
@@ -34,6 +35,9 @@ class ResponsesRequest(Request, kw_only=True):
     request_id: Raw = Raw(b"")
     tools: Raw = Raw(b"")
     text: Raw = Raw(b"")
+    instructions: Raw = Raw(b"")
+    input: Raw = Raw(b"")
+    previous_response_id: str | None = None
 
 
 class _Incomplete(Struct, gc=False):
@@ -150,6 +154,15 @@ def _write_facts(request: ResponsesRequest, record: Record) -> None:
     record.user = (request.user or "")[:MAX_TEXT]
 
 
+def _continues(request: ResponsesRequest) -> str:
+    return request.previous_response_id or ""
+
+
+def _answer_id(end: bytes) -> str:
+    match = _ID.search(end)
+    return "" if match is None else match[1].decode()
+
+
 def _observe(body: bytes, record: Record) -> None:
     try:
         response = _response.decode(body)
@@ -163,6 +176,9 @@ OPERATION = EngineOperation(
     name="responses",
     method=b"POST",
     path=b"/v1/responses",
+    prompt=lambda request: (request.tools, request.instructions, request.input),
+    continues=_continues,
+    answer_id=_answer_id,
     read=_read_responses,
     facts=_write_facts,
     prepare=as_it_came,

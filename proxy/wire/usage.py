@@ -8,7 +8,7 @@ An explicit 0 is 0. A count that is missing, null or no whole number is unknown,
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -19,6 +19,7 @@ MAX_COUNT = 2**63 - 1
 MAX_REASON = 64
 """Characters of a finish reason."""
 Count = Annotated[int, msgspec.Meta(le=MAX_COUNT)]
+_ENGINE: Final = UsageSource.ENGINE
 
 
 class _PromptDetails(msgspec.Struct, gc=False):
@@ -132,7 +133,7 @@ def write_usage(usage: Usage, record: Record) -> None:
         record.cached_tokens = record.input_tokens
     if record.reasoning_tokens > record.output_tokens:
         record.reasoning_tokens = record.output_tokens
-    record.usage_source = UsageSource.ENGINE
+    record.usage_source = _ENGINE
 
 
 ABORTED = "abort"

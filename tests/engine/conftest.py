@@ -15,6 +15,16 @@ from tests.support.glasshouse import Glasshouse
 from tests.unit.collectors.receiver import Receiver, receiving
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rounds", type=int, default=10, help="how often what is compared between two engines is measured")
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest) -> int:
+    """Of what is measured side by side."""
+    return int(request.config.getoption("--rounds"))
+
+
 @pytest.fixture(scope="session")
 def say(request: pytest.FixtureRequest) -> Say:
     """To the person who waits, past pytest's capture."""

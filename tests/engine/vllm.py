@@ -43,6 +43,9 @@ class Kind:
     threads: int
     arguments: tuple[str, ...]
     requests: int = 8
+    names: tuple[str, ...] = (NAME,)
+    """As its clients call it."""
+    context: int = CONTEXT
 
 
 TINY: Final = Kind("tiny", 1, ("--load-format=dummy", "--dtype=float32"))
@@ -101,6 +104,7 @@ class Engine:
     # -- life --
 
     def start(self) -> Self:
+        self.ending = False
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 self._command(),
@@ -125,8 +129,9 @@ class Engine:
         model = self._prepared.models / self.kind.model
         return (
             *("nice", "-n", "10", str(self._prepared.python), "-P", "-m", "vllm.entrypoints.openai.api_server"),
-            *(f"--model={model}", f"--served-model-name={NAME}", f"--host={HOST}", f"--port={self.port}", *self.kind.arguments),
-            *(f"--max-model-len={CONTEXT}", f"--block-size={CACHE_BLOCK}", f"--max-num-seqs={self.kind.requests}"),
+            *(f"--model={model}", "--served-model-name", *self.kind.names),
+            *(f"--host={HOST}", f"--port={self.port}", *self.kind.arguments),
+            *(f"--max-model-len={self.kind.context}", f"--block-size={CACHE_BLOCK}", f"--max-num-seqs={self.kind.requests}"),
             *("--enforce-eager", "--enable-per-request-metrics", "--enable-prompt-tokens-details"),
             f"--otlp-traces-endpoint={self._traces}",
         )
@@ -165,6 +170,12 @@ class Engine:
         self.ending = True
         os.kill(self._core(), signal.SIGKILL)
 
+    def kill(self) -> None:
+        """SIGKILL to all of it."""
+        assert self._process is not None
+        self.ending = True
+        os.killpg(self._process.pid, signal.SIGKILL)
+
     @contextlib.contextmanager
     def hanging(self) -> Iterator[None]:
         """It answers, as far as its server can, and generates nothing."""
@@ -190,6 +201,16 @@ class Engine:
         self._process.wait()
         wait_until(lambda: not self._group(), f"{self.name} to be gone")
         self._process = self._guard = None
+
+    @property
+    def pids(self) -> list[int]:
+        """All of its processes."""
+        return list(self._group())
+
+    @property
+    def generating(self) -> list[int]:
+        """Those of its processes that compute, and ask each other without a pause whether there is something to do."""
+        return [pid for pid, title in self._group().items() if title.startswith("VLLM::")]
 
     def _group(self) -> dict[int, str]:
         """Its processes: id → title."""

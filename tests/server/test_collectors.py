@@ -26,10 +26,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.errors import Outcome
 from proxy.exchange import Record
-from proxy.journal import Heartbeat, HeartbeatFile, Journal, JournalFull
+from proxy.journal import BackendBeat, Heartbeat, HeartbeatFile, Journal, JournalFull
 from proxy.settings import Settings
 from proxy.store import open_database, reader, usage
-from tests.unit.collectors.made import make_record, make_rejected, make_retried
+from tests.unit.collectors.made import make_queued, make_record, make_rejected, make_retried
 from tests.unit.collectors.receiver import Receiver, receiving
 from tests.unit.journal.made import SEGMENT_BYTES, closing, dead_segment, kill, opening, progress
 
@@ -157,6 +157,10 @@ def agree(rows: list[dict[str, Any]], metrics: Metrics) -> None:
     assert round(metrics.total("cost_total") * 1e9) == sum(row["cost_nano"] for row in rows)
     gaps = sum(sum(json.loads(row["inter_token_counts"])) for row in rows)
     assert metrics.total("inter_token_latency_seconds_count") == gaps
+    for why, number in Counter(row["routed_by"] for row in rows if row["routed_by"]).items():
+        assert metrics.total("routing_decisions_total", reason=why) == number
+    assert metrics.total("retries_total") == sum(max(0, len(json.loads(row["attempts"])) - 1) for row in rows)
+    assert metrics.total("queued_requests_total") == sum(row["queued_ns"] > 0 for row in rows)
 
 
 # -- exactly once --
@@ -181,7 +185,7 @@ class Workers:
         what = self._dice.random()
         if what < 0.5 or not running:
             self._numbers += 1
-            make = self._dice.choice([make_record, make_record, make_retried, make_rejected])
+            make = self._dice.choice([make_record, make_queued, make_retried, make_rejected])
             record = running[self._numbers] = make(self._numbers)
             append(journal, opening(record))
         elif what < 0.6:
@@ -326,6 +330,9 @@ def test_workers_show_while_they_live_and_their_totals_stay(collecting: Callable
         segment_position=position,
         unrecorded=2,
         unaccepted={"invalid_api_key": 3},
+        waiting=4,
+        backends={"gpu-0": BackendBeat("suspect", "upstream_timeout", 5, 900, 400, ejections=1, probes=2, failed_probes=1)},
+        retries_denied=1,
     )
     file.write(beat)
     metrics = collector.metrics()
@@ -333,8 +340,12 @@ def test_workers_show_while_they_live_and_their_totals_stay(collecting: Callable
     assert metrics.total("requests_in_flight") == 7
     assert metrics.total("backend_requests_in_flight", backend="gpu-0") == 5
     assert metrics.total("connections") == 9
+    assert metrics.total("requests_waiting") == 4
+    assert metrics.total("backend_state", backend="gpu-0", state="suspect") == 1
+    assert metrics.total("backend_tokens_in_flight", backend="gpu-0") == 900
     wait(lambda: collector.metrics().total("journal_lag_bytes") == 0)
     beat.unaccepted["invalid_api_key"] = 4  # its last word, seen by no scrape
+    beat.retries_denied, beat.backends["gpu-0"].ejections, beat.backends["gpu-0"].probes = 3, 2, 5
     file.write(beat)
     kill(journal)
     file.close()
@@ -345,6 +356,12 @@ def test_workers_show_while_they_live_and_their_totals_stay(collecting: Callable
         assert metrics.total("workers") == metrics.total("requests_in_flight") == 0
         assert metrics.total("unaccepted_requests_total", code="invalid_api_key") == 4
         assert metrics.total("unrecorded_total") == 2
+        assert metrics.total("requests_waiting") == metrics.total("backend_state") == 0
+        assert metrics.total("backend_tokens_in_flight", backend="gpu-0") == 0
+        assert metrics.total("backend_ejections_total", backend="gpu-0") == 2
+        assert metrics.total("backend_probes_total", backend="gpu-0") == 5
+        assert metrics.total("backend_failed_probes_total", backend="gpu-0") == 1
+        assert metrics.total("retries_denied_total") == 3
 
 
 def test_unreadable_bytes_are_said_counted_and_kept(collecting: Callable[..., Collecting]) -> None:

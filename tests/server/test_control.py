@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -21,9 +22,10 @@ import pytest
 from sqlalchemy import Connection
 
 from proxy.control.declared import unix_ns
-from proxy.nouns import BackendSettings, DatedPriceSettings, ModelSettings, PriceSettings, TeamSettings
+from proxy.engines import EngineLoad, Engines, write_engines
+from proxy.nouns import BackendSettings, DatedPriceSettings, ModelSettings, PriceSettings, RunTimeSettings, TeamSettings
 from proxy.settings import Settings, address
-from proxy.snapshot import Allowance, Principal, Snapshot, SnapshotError, SnapshotFile, read_snapshot
+from proxy.snapshot import LAST, Allowance, Principal, Snapshot, SnapshotError, SnapshotFile, read_snapshot
 from proxy.store import (
     BACKENDS,
     GLASSHOUSE,
@@ -33,6 +35,7 @@ from proxy.store import (
     hash_key,
     open_database,
     put,
+    put_run_time,
     remove,
     revoke_key,
 )
@@ -205,6 +208,57 @@ def test_an_engine_that_went_keeps_its_models_also_for_the_next_process(tmp_path
         assert (file.models, file.backends) == (before.models, before.backends)
         with ScriptedVLLM(models=["other"], port=port):
             control.published(lambda file: list(file.models) == ["other"], "what it serves now")
+
+
+def test_an_engine_started_anew_is_asked_at_once(tmp_path: Path) -> None:  # failure 54
+    """With another model, with another context length, or both: nobody is sent there for what it doesn't serve."""
+    seconds = itertools.count(1.0)
+
+    def scraped(*up: str) -> None:
+        """As the collector does it; each time another process seems to run."""
+        loads = {name: EngineLoad(started_unix_s=next(seconds)) for name in up}
+        write_engines(control.settings.engines_path, Engines(1, time.time_ns(), loads))
+
+    def seen(right: Callable[[SnapshotFile], bool]) -> Callable[[SnapshotFile], bool]:
+        def look(file: SnapshotFile) -> bool:
+            scraped("a", "b", "stranger")
+            return right(file)
+
+        return look
+
+    def length(file: SnapshotFile) -> object:
+        return json.loads(file.models["m"].card)["max_model_len"]
+
+    with ScriptedVLLM(models=["m"]) as b, ScriptedVLLM(models=["m"], max_model_len=512) as a:
+        port, backends = a.port, [{"url": a.url, "name": "a"}, {"url": b.url, "name": "b"}]
+        control = Control(tmp_path, backends, control={"discover_every": 3600})
+        with control:
+            file = control.published(lambda file: names(file) == {"m": ("a", "b")}, "the engines")
+            assert (file.models["m"].context_tokens, length(file)) == (512, 512)
+            a.stop()
+            with ScriptedVLLM(models=["m"], max_model_len=768, port=port):
+                file = control.published(seen(lambda file: file.models["m"].context_tokens == 768), "its new length")
+                assert names(file) == {"m": ("a", "b")}
+            with ScriptedVLLM(models=["other"], port=port):
+                file = control.published(seen(lambda file: "other" in file.models), "its new model")
+                assert names(file) == {"other": ("a",), "m": ("b",)}
+                assert file.models["m"].context_tokens == 1024
+
+
+def test_a_backend_is_drained_and_weighed_while_everything_runs(tmp_path: Path, vllm: ScriptedVLLM) -> None:
+    drained = RunTimeSettings(drained=True, weight=0.5)
+    with Control(tmp_path, [{"url": vllm.url, "name": "a", "weight": 2, "depth": 7}]) as control:
+        file = control.published(lambda file: "smollm2" in file.models, "the model")
+        assert (file.backends["a"].drained, file.backends["a"].weight, file.backends["a"].depth) == (False, 2.0, 7)
+        written(control, lambda connection: put_run_time(connection, "a", drained, "drain", GLASSHOUSE))
+        file = control.published(lambda file: file.backends["a"].drained, "it to be drained")
+        assert file.backends["a"].weight == 0.5
+        written(control, lambda connection: put(connection, TEAMS, "t", TeamSettings(priority="low"), GLASSHOUSE))
+        file = control.published(lambda file: "t" in file.teams, "the team")
+        assert file.teams["t"].priority == LAST
+    with Control(tmp_path, [{"url": vllm.url, "name": "a"}], database=f"sqlite:///{tmp_path}/nowhere/x.db") as control:
+        file = control.published(lambda file: file.backends["a"].depth == 256, "what the file says now")
+        assert (file.backends["a"].drained, file.backends["a"].weight) == (True, 0.5), "also while the database is down"
 
 
 def test_an_engine_that_hangs_holds_nothing_up(tmp_path: Path, vllm: ScriptedVLLM) -> None:  # failure 53

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
 from pathlib import Path
+from statistics import mean
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -30,7 +31,7 @@ import yaml
 
 from collectors.records.metrics import HISTOGRAMS, NANO
 from proxy import __version__
-from proxy.journal import read_heartbeats
+from proxy.journal import BackendBeat, Heartbeat, read_heartbeats
 from proxy.last_reload import LastReload
 from proxy.store import hash_key
 from tests.conftest import Start
@@ -52,6 +53,8 @@ CHAT: Final = "/v1/chat/completions"
 MODELS: Final = ("smollm2", "qwen3-8b")
 BACKENDS: Final = ("gpu-0", "gpu-1")
 KEYS: Final = ("default", "alice", "bob")
+PROBES: Final = "system"
+"""The key to which is booked what backends were asked that had hung."""
 TEAM: Final = "research"
 MEMBERS: Final = ("alice", "bob")
 LIMITS: Final[dict[str, Any]] = {
@@ -92,19 +95,31 @@ class Callers:
         there = all(hash_key(secret) in snapshot.keys for secret in self._secrets.values())
         return there and all(beat.snapshot_unix_ns >= snapshot.published_unix_ns for beat in beats)
 
+    def worker(self) -> Heartbeat:
+        """What the only one says."""
+        [beat] = [beat for beat in read_heartbeats(self._proxy.settings.journal_path) if beat.alive]
+        return beat
+
+    def _all_back(self) -> bool:
+        backends = self.worker().backends
+        return bool(backends) and all(beat.state == "up" for beat in backends.values())
+
     def ask(self, key: str, body: dict[str, Any], path: str = CHAT) -> Reply:
         return ask(self._proxy.url, path, body, key=self._secrets[key])
 
     def do_well(self) -> None:
-        """Ordinary traffic: each model, by each key, on each backend (equals take turns), in several manners."""
+        """Ordinary traffic: each model, by each key, on each backend (they take turns), in several manners."""
         for model, key, _ in product(MODELS, KEYS, BACKENDS):
             slow = {"first": 0.06, "interval": 0.012, "tokens": 6, "prompt_tokens": 40, "cached_tokens": 16, "metrics": True}
             assert self.ask(key, chat(model, slow)).status == 200
-        for key, _ in product(KEYS, BACKENDS):
-            assert self.ask(key, chat("qwen3-8b", {"first": 0.004, "interval": 0.003, "metrics": True})).status == 200
-            assert self.ask(key, chat("smollm2", {"tokens": 30, "metrics": True}, stream=False)).status == 200
-            assert self.ask(key, {"model": "smollm2", "prompt": "Once"}, "/v1/completions").status == 200
-            assert self.ask(key, {"model": "qwen3-8b", "input": "text"}, "/v1/embeddings").status == 200
+        others: tuple[tuple[dict[str, Any], str], ...] = (
+            (chat("qwen3-8b", {"first": 0.004, "interval": 0.003, "metrics": True}), CHAT),
+            (chat("smollm2", {"tokens": 30, "metrics": True}, stream=False), CHAT),
+            ({"model": "smollm2", "prompt": "Once"}, "/v1/completions"),
+            ({"model": "qwen3-8b", "input": "text"}, "/v1/embeddings"),
+        )
+        for key, (body, path), _ in product(KEYS, others, BACKENDS):
+            assert self.ask(key, body, path).status == 200
         assert ask(self._proxy.url, "/v1/models", key=self._secrets["bob"]).status == 200
 
     def do_badly(self) -> None:
@@ -119,6 +134,7 @@ class Callers:
                 with self.hold("bob") as leaving:
                     leaving.read(events=2)
             assert [waiting.read().status for waiting in hanging] == [504, 504]
+        until(self._all_back, "the backends that hung to be in service again")
         assert self.ask("bob", chat("no-such-model")).status == 404
         assert self.ask("alice", chat("smollm2", n=128)).status == 429
         assert self.ask("bob", chat("qwen3-8b", user="word " * 2000)).status == 400
@@ -154,9 +170,10 @@ class Moment(NamedTuple):
 class Watcher:
     """Prometheus at a Glasshouse: finds the times at which all is quiet, but for streams that are held."""
 
-    def __init__(self, prometheus: Prometheus, proxy: Glasshouse) -> None:
+    def __init__(self, prometheus: Prometheus, proxy: Glasshouse, engines: Mapping[str, ScriptedVLLM]) -> None:
         self._prometheus = prometheus
         self._proxy = proxy
+        self._engines = engines
 
     def scraped(self, held: int = 0, turned_away: int = 0) -> Moment:
         """The time of a scrape."""
@@ -175,11 +192,25 @@ class Watcher:
         def look() -> Moment | None:
             at = self._prometheus.number("timestamp(glasshouse_build_info)")
             rows = [labelled(row) for row in self._proxy.rows()]
-            values = {"sum(glasshouse_requests_total) or vector(0)": len(rows), **expected}
+            values = {"sum(glasshouse_requests_total) or vector(0)": len(rows), **expected, **self._said_by_engines()}
             quiet = not math.isnan(at) and all(self._prometheus.number(expr, at) == value for expr, value in values.items())
             return Moment(at, rows) if quiet else None
 
         return self._prometheus.wait(look, "a scrape of everything")
+
+    def _said_by_engines(self) -> dict[str, int]:
+        """What the collector has heard when it has heard everything."""
+        engines = self._engines.values()
+        return {
+            "sum(glasshouse_engine_requests_running)": sum(engine.in_flight for engine in engines),
+            "sum(glasshouse_engine_tokens_total)": sum(engine.prompt_tokens + engine.generated_tokens for engine in engines),
+            "sum(glasshouse_engine_prefix_cache_hits_total)": sum(engine.cached_tokens for engine in engines),
+        }
+
+    def wait_for_rules(self, series: int) -> None:
+        """Until what engines compute is recorded: it is 0 from the start, and a new Prometheus doesn't see its first moments."""
+        counted = "count(series:glasshouse_engine_tokens_total:from_zero)"
+        self._prometheus.wait(lambda: self._prometheus.number(counted) == series, "the rules to record the engines")
 
     def counted(self, since: float) -> float:
         """The time of an evaluation of the rules, not before this one, that has every count as it is."""
@@ -212,6 +243,9 @@ class Run:
     """Then some of everything that goes wrong: whatever is counted later was there before."""
     end: Moment
     end_counted: float
+    worker: Heartbeat
+    """What it says at the end."""
+    engines: Mapping[str, ScriptedVLLM]
     in_hand: dict[str, int]
     """Backend → streams that hang there at the end."""
     turned_away: Counter[str]
@@ -230,6 +264,8 @@ def run(shared_glasshouse: Start, tmp_path_factory: pytest.TempPathFactory) -> I
                 "models": dict.fromkeys(MODELS, PRICE),
                 "currency": "EUR",
                 "timeouts": {"first_byte": 4, "between_chunks": 600},
+                "routing": {"policy": "round_robin"},
+                "health": {"ejection": 0.1, "longest_ejection": 0.2, "slow_start": 0},
             },
         )
         callers = Callers(proxy)
@@ -237,8 +273,9 @@ def run(shared_glasshouse: Start, tmp_path_factory: pytest.TempPathFactory) -> I
         prometheus = stack.enter_context(
             Prometheus(tmp_path_factory.mktemp("prometheus"), configuration(proxy, tmp_path_factory))
         )
-        watcher = Watcher(prometheus, proxy)
+        watcher = Watcher(prometheus, proxy, engines)
         watcher.scraped()
+        watcher.wait_for_rules(2 * len(BACKENDS))
 
         callers.do_well()
         first = watcher.scraped()
@@ -251,10 +288,12 @@ def run(shared_glasshouse: Start, tmp_path_factory: pytest.TempPathFactory) -> I
             proxy.wait_replaced("worker", proxy.kill("worker"))
         proxy.wait_ready()
         callers.do_badly()
+        well_again(proxy)
         births = watcher.scraped(turned_away=callers.turned_away.total())
 
         callers.do_well()
         callers.do_badly()
+        well_again(proxy)
         for key in KEYS:
             stack.enter_context(callers.hold(key)).read(events=2)
         put_aside(proxy)
@@ -269,6 +308,8 @@ def run(shared_glasshouse: Start, tmp_path_factory: pytest.TempPathFactory) -> I
             births,
             end,
             end_counted,
+            callers.worker(),
+            engines,
             {name: engine.in_flight for name, engine in engines.items()},
             callers.turned_away,
             LastReload.read(proxy.settings.last_reload_path).success_unix_ns,
@@ -276,6 +317,11 @@ def run(shared_glasshouse: Start, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 SET_ASIDE, DAMAGED = 3, 2
+
+
+def well_again(proxy: Glasshouse) -> None:
+    """All backends are back: of those that hang only one request a second finds out."""
+    proxy.wait_metric("glasshouse_backend_state", len(BACKENDS), state="up")
 
 
 def put_aside(proxy: Glasshouse) -> None:
@@ -362,14 +408,13 @@ class Ledger:
         columns = {"input": "input_tokens", "cached_input": "cached_tokens", "output": "output_tokens"}
         return self.rates({(kind,): sum(row[column] for row in self.rows) for kind, column in columns.items()})
 
-    def attempts(self) -> Said:
-        """Those that brought no answer and whose client had not left."""
-        everything = [
-            attempt for row in self.run.end.rows for attempt in row["attempts"] if self.chosen("backend", attempt["backend"])
-        ]
+    def attempts(self, retried: bool = False) -> Said:
+        """Those that brought no answer and whose client had not left; or that another one followed."""
+        tried = [row["attempts"][:-1] if retried else row["attempts"] for row in self.run.end.rows]
+        everything = [attempt for attempts in tried for attempt in attempts if self.chosen("backend", attempt["backend"])]
         results = Counter((attempt["backend"], result(attempt)) for attempt in everything)
         failed: dict[tuple[str, ...], float] = {
-            labels: count for labels, count in results.items() if not re.match("ok$|client_", labels[1])
+            labels: count for labels, count in results.items() if retried or not re.match("ok$|client_", labels[1])
         }
         return self.rates(failed) or {("none", "failed"): 0}
 
@@ -377,6 +422,31 @@ class Ledger:
         """By worker: what has ended and what hangs, but for what a killed one could not tell any more."""
         least, most = len(self.run.first.rows), len(self.run.end.rows) + len(KEYS)
         return {("0",): (least / self.seconds, most / self.seconds)}
+
+    def backends(self, read: Callable[[BackendBeat], float]) -> dict[tuple[str, ...], float]:
+        """What the worker says of them."""
+        return {(name,): read(beat) for name, beat in self.run.worker.backends.items() if self.chosen("backend", name)}
+
+    def happened(self, read: Callable[[BackendBeat], float]) -> Said:
+        """What the worker counted, of those to which it happened."""
+        return {labels: count for labels, count in self.backends(read).items() if count} or {("none",): 0}
+
+    def engines(self, read: Callable[[ScriptedVLLM], float]) -> dict[tuple[str, ...], float]:
+        """What the engines know themselves."""
+        return {(name,): read(engine) for name, engine in self.run.engines.items() if self.chosen("backend", name)}
+
+    def computed(self) -> Said:
+        kinds: dict[str, Callable[[ScriptedVLLM], float]] = {
+            "input": lambda engine: engine.prompt_tokens,
+            "output": lambda engine: engine.generated_tokens,
+        }
+        return self.rates({(*name, kind): tokens for kind, read in kinds.items() for name, tokens in self.engines(read).items()})
+
+    def cached(self) -> Said:
+        """Of the prompts, by backend."""
+        cached = self.sums("backend", of=lambda row: row["cached_tokens"])
+        read = self.sums("backend", of=lambda row: row["input_tokens"])
+        return {labels: cached.get(labels, 0) / tokens for labels, tokens in read.items()}
 
     def refused(self, *by: str) -> dict[tuple[str, ...], float]:
         return self.sums(*by, of=lambda row: row["limit"] != "")
@@ -442,14 +512,27 @@ def engine(column: str) -> Callable[[Row], float | None]:
     return lambda row: None if row[column] is None else round(row[column] * 1e6)
 
 
+def from_callers(row: Row) -> bool:
+    return bool(row["key"] != PROBES)
+
+
+def waited(row: Row) -> float | None:
+    if not row["queued_ns"]:
+        return 0 if row["routed_by"] else None
+    return float((row["attempts"][0]["started_ns"] if row["attempts"] else row["ended_ns"]) - row["queued_ns"])
+
+
 TTFT: Final = "glasshouse_time_to_first_token_seconds"
 ADDED: Final = "glasshouse_proxy_added_seconds"
+WAIT: Final = "glasshouse_request_wait_seconds"
 ENGINE: Final = "glasshouse_engine_{}_seconds"
 
 ANSWERS: Final[dict[str, list[Callable[[Ledger], Said]]]] = {
-    "Are requests answered?": [lambda say: say.rates(say.sums("outcome"))],
-    "What share of them fails?": [lambda say: {(): sum(row["outcome"] in FAILED for row in say.rows) / len(say.rows)}],
-    "With which errors?": [lambda say: say.rates(say.sums("error_code", of=lambda row: row["outcome"] != "ok"))],
+    "Are requests answered?": [lambda say: say.rates(say.sums("outcome", of=from_callers))],
+    "What share of them fails?": [lambda say: {(): mean(row["outcome"] in FAILED for row in say.rows if from_callers(row))}],
+    "With which errors?": [
+        lambda say: say.rates(say.sums("error_code", of=lambda row: row["outcome"] != "ok" and from_callers(row)))
+    ],
     "How long until the first token?": [
         lambda say: say.quantile(0.5, TTFT, first_token),
         lambda say: say.quantile(0.95, TTFT, first_token),
@@ -467,6 +550,41 @@ ANSWERS: Final[dict[str, list[Callable[[Ledger], Said]]]] = {
     ],
     "Is one of them slower?": [lambda say: say.quantile(0.95, TTFT, first_token, "backend")],
     "Does one of them fail?": [lambda say: say.attempts()],
+    "Which backends are in service?": [lambda say: say.backends(lambda beat: 0)],
+    "Where do requests go, and why?": [
+        lambda say: say.rates(say.sums("backend", "routed_by", of=lambda row: row["routed_by"] != ""))
+    ],
+    "How much has each of them to do?": [
+        lambda say: say.backends(lambda beat: beat.tokens),
+        lambda say: say.backends(lambda beat: beat.prefilling),
+        lambda say: say.backends(lambda beat: 1),
+    ],
+    "Do requests wait for a backend?": [
+        lambda say: {(): 0},
+        lambda say: say.rates(say.sums(of=lambda row: row["queued_ns"] > 0)) or {(): 0},
+    ],
+    "For how long?": [lambda say: say.quantile(0.5, WAIT, waited), lambda say: say.quantile(0.99, WAIT, waited)],
+    "Do prompts meet their cache?": [lambda say: say.cached()],
+    "What is tried again?": [
+        lambda say: say.attempts(retried=True),
+        lambda say: say.rates({(): say.run.worker.retries_denied}),
+        lambda say: {("another", "none"): 0},
+    ],
+    "Which of them had to leave?": [
+        lambda say: say.happened(lambda beat: beat.ejections),
+        lambda say: say.happened(lambda beat: beat.failed_probes),
+    ],
+    "What are they computing, and what waits?": [
+        lambda say: say.engines(lambda engine: engine.in_flight),
+        lambda say: say.engines(lambda engine: 0),
+    ],
+    "Is there room in their KV caches?": [lambda say: say.engines(lambda engine: 0)],
+    "How much do they find in their prefix caches?": [
+        lambda say: say.engines(lambda engine: engine.cached_tokens / engine.prompt_tokens)
+    ],
+    "How fast are they?": [lambda say: say.computed()],
+    "Do they answer when they are asked?": [lambda say: {("none", "failed"): 0}],
+    "Since when do they run?": [lambda say: say.engines(lambda engine: engine.started_unix_s * 1000)],
     "Which keys cost most?": [lambda say: say.cost("currency", "key")],
     "Which keys use most tokens?": [lambda say: say.sums("key", of=lambda row: row["input_tokens"] + row["output_tokens"])],
     "Which keys send most requests?": [lambda say: say.sums("key")],
@@ -604,7 +722,7 @@ def test_there_is_something_of_every_kind_of_limit(run: Run) -> None:
     }
     over = [row for row in rows if row["over_budget"]]
     assert {(row["key"], row["team"], row["over_budget"]) for row in over} == {(key, TEAM, "team") for key in MEMBERS}
-    assert {row["key"] for row in rows if row["team"] == "none"} == set(KEYS) - set(MEMBERS)
+    assert {row["key"] for row in rows if row["team"] == "none"} == {*KEYS, PROBES} - set(MEMBERS)
 
 
 def test_what_is_new_is_recorded_from_zero(run: Run) -> None:
@@ -622,7 +740,7 @@ def test_a_variable_offers_what_there_is(run: Run) -> None:
     for query in queries:
         metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", query).groups()  # type: ignore[union-attr]
         offered[label] = {series.labels[label] for series in run.prometheus.query(f"group by ({label}) ({metric})", run.end.at)}
-    assert offered == {"model": {*MODELS, "other", "none"}, "backend": {*BACKENDS, "none"}, "key": set(KEYS)}
+    assert offered == {"model": {*MODELS, "other", "none"}, "backend": {*BACKENDS, "none"}, "key": {*KEYS, PROBES}}
 
 
 def test_a_dot_leads_to_the_trace_of_a_request(run: Run) -> None:
@@ -645,6 +763,7 @@ def test_whoever_invents_names_makes_no_series(glasshouse: Start) -> None:
             if number in (1, len(names)):
                 proxy.wait_metric("glasshouse_requests_total", number)
                 proxy.wait_metric("glasshouse_unaccepted_requests_total", number)
+                proxy.wait_metric("glasshouse_engine_scrapes_total", 1)
                 metrics = proxy.metrics()
                 series.append({(each.name, *sorted(each.labels.items())) for each in metrics})
         assert series[0] == series[1]

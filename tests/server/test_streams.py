@@ -308,9 +308,9 @@ def test_another_backend_is_unaffected_by_one_that_hangs(worker: StartWorker, vl
     # failure 11
     with ScriptedVLLM() as other:
         running = worker(vllm.url, other.url)
-        hanging, fine = (other, vllm)  # the first of two equally loaded ones is the second in the list
         with running.begin(chat({"hang": True})):
-            hanging.wait(lambda: hanging.in_flight == 1)
+            running.until(lambda: vllm.in_flight + other.in_flight == 1 or None, "the request that hangs")
+            hanging, fine = (vllm, other) if vllm.in_flight else (other, vllm)
             for _ in range(4):
                 assert running.ask(chat({"tokens": 3})).ending == "complete"
             assert len(fine.requests) == 4

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from proxy.nouns import SYSTEM_KEY
 from proxy.spend import Amounts, Holder
 
 NANO: Final = 1_000_000_000
@@ -87,10 +88,11 @@ def _met(spans: list[tuple[float, float]], since: float, until: float) -> bool:
 
 
 def complaints(asked: Iterable[Asked], rows: Iterable[Mapping[str, Any]], disturbances: Disturbances) -> list[str]:
-    """What isn't as it must be, in words."""
+    """What isn't as it must be, in words. Probes of backends are rows too, and nobody asked for them."""
     by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        by_name[row["client_request_id"]].append(row)
+        if row["key_id"] != SYSTEM_KEY:
+            by_name[row["client_request_id"]].append(row)
     found = []
     for each in asked:
         own = by_name.pop(each.name, [])

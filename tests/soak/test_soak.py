@@ -23,7 +23,15 @@ def asked(**facts: Any) -> Asked:
 
 
 def row(**facts: Any) -> dict[str, Any]:
-    made = {"client_request_id": "a", "outcome": "ok", "error_code": "", "status": 200, "input_tokens": 7, "output_tokens": 3}
+    made = {
+        "client_request_id": "a",
+        "key_id": "key_1",
+        "outcome": "ok",
+        "error_code": "",
+        "status": 200,
+        "input_tokens": 7,
+        "output_tokens": 3,
+    }
     return {**made, **facts}
 
 
@@ -36,6 +44,7 @@ ENGINE_DIED = Disturbances(engine_restarts=[(11.5, 12.5)])
     ("request_", "rows", "disturbances"),
     [
         (asked(**GOOD), [row()], QUIET),
+        (asked(**GOOD), [row(), row(client_request_id="", key_id="system")], QUIET),
         (asked(status=401, ending="complete", accepted=False, sound=False), [], QUIET),
         (asked(status=429, ending="complete", accepted=False, wrong_key=True, sound=False), [], QUIET),
         (asked(status=401, ending="complete", key_revoked=True), [], QUIET),

@@ -107,13 +107,17 @@ class Engine(Wire):
 
 
 class Plane:
-    """One worker's steps, listener and relay. Engines are there as soon as they are asked for: as idle, kept connections.
+    """One worker's steps, listener and relay. Engines are there as soon as they are asked for: as idle, kept connections. There
+    is no loop in which they could be asked how they are, so silence makes nobody suspect, and who is out stays out.
 
     config: settings; what they declare is for a key named `test`.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any] | None = None, *, backends: int = 1) -> None:
-        self.settings = Settings.of({"journal": {"segment_bytes": 1024 * 1024}, **(config or {}), "state_dir": str(directory)})
+        never = 86_400
+        health = {"silence": never, "ejection": never, "longest_ejection": never}
+        usual = {"journal": {"segment_bytes": 1024 * 1024}, "health": health}
+        self.settings = Settings.of({**usual, **(config or {}), "state_dir": str(directory)})
         self.backends = {f"b{i}": Backend(f"b{i}", "127.0.0.1", 9 + i) for i in range(backends)}
         declared = Declared(self.settings)
         principal = encode_principal(declared.principal("key_1", "test"))
@@ -146,13 +150,15 @@ class Plane:
     def engine(self, name: str = "b0") -> Engine:
         """A kept connection to this backend."""
         assert self.feed.current is not None
-        pool = self.pipeline.relay._new_pool(self.feed.current.backends[name])
+        pool = self.pipeline.relay._pool(self.feed.current.backends[name])
         engine = Engine(UpstreamConnection(pool))
         pool.put(engine.connection, monotonic_ns())
         return engine
 
     def sweep(self, later_s: float = 0.0) -> None:
-        """What the worker does a few times a second, so much later than now."""
+        """What the worker does a few times a second, so much later than now. Nobody is probed: there is no loop to connect in."""
+        for standing in self.pipeline.router.standings.values():
+            standing.health.probing = True
         self.pipeline.sweep(monotonic_ns() + int(later_s * 1e9))
 
     def records(self) -> list[Record]:

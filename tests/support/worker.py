@@ -286,15 +286,11 @@ class Worker:
 
     def contents(self) -> dict[bytes, Content]:
         """Captured prompts and answers by request id."""
-        found: dict[bytes, Content] = {}
-        for path in sorted(self.settings.content_path.glob("*.seg")):
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                payloads, _, _ = read_frames(fd, HEADER_BYTES)
-            finally:
-                os.close(fd)
-            found |= dict(map(decode_content, payloads))
-        return found
+        return dict(map(decode_content, _frames(self.settings.content_path)))
+
+    def journaled(self) -> list[bytes]:
+        """All that stands in its journal, record by record, as it was written."""
+        return _frames(self.settings.journal_path)
 
     def heartbeat(self) -> Heartbeat:
         """What it said last."""
@@ -353,3 +349,15 @@ class Worker:
                 raise self.failure(f"a damaged journal: {batch.corrupt[0]}")
             self._records += batch.records
             self._checkpoint, more = batch.checkpoint, batch.more
+
+
+def _frames(journal: Path) -> list[bytes]:
+    found: list[bytes] = []
+    for path in sorted(journal.glob("*.seg")):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            payloads, _, _ = read_frames(fd, HEADER_BYTES)
+        finally:
+            os.close(fd)
+        found += payloads
+    return found

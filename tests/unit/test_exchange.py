@@ -26,6 +26,7 @@ from proxy.exchange import (
     UsageSource,
     decode_record,
     encode_record,
+    named_times,
     new_id,
     peek_record,
     set_wall_anchor,
@@ -100,6 +101,10 @@ def full() -> Record:
         user_name="ann",
         project="search",
         requested_model="gpt-4o",
+        routed_by="auto.prefix",
+        scores=[("b0", 900), ("b1", -32)],
+        queued_ns=22,
+        fallback_of="Qwen/Qwen3-32B",
     )
 
 
@@ -127,6 +132,7 @@ def test_records_of_this_version_are_read_for_ever() -> None:
         "over_budget": "",
     }
     later |= {"worker": "", "user_name": "", "project": "", "requested_model": ""}
+    later |= {"routed_by": "", "scores": [], "queued_ns": 0, "fallback_of": ""}
     assert decode_record(golden) == msgspec.structs.replace(full(), **later)  # fields that it hadn't yet
 
 
@@ -239,7 +245,7 @@ def test_a_bound_belongs_to_its_bucket(index: int) -> None:
         ([], (10, 0, 0, 30), 20),  # never sent: all of it
         ([Attempt("b", 12, 0, reused=True)], (10, 15, 100, 104), 5 + 4),
         ([Attempt("b", 12, 60)], (10, 65, 100, 104), 55 - 48 + 4),
-        ([Attempt("a", 12, ended_ns=50, error="unreachable"), Attempt("b", 51, 60)], (10, 65, 100, 104), 55 - 38 - 9 + 4),
+        ([Attempt("a", 12, ended_ns=50, error="unreachable"), Attempt("b", 51, 60)], (10, 65, 100, 104), 55 - 39 - 9 + 4),
         ([Attempt("a", 12, ended_ns=50, error="unreachable")], (10, 0, 0, 53), 43 - 38),
         ([Attempt("b", 12, 0, reused=True)], (10, 15, 0, 104), 5),  # the client left: nothing was released
     ],
@@ -249,6 +255,68 @@ def test_what_the_proxy_added(attempts: list[Attempt], times: tuple[int, int, in
     record.attempts = attempts
     record.read_ns, record.sent_ns, record.upstream_ended_ns, record.ended_ns = times
     assert record.proxy_added_ns() == added
+
+
+WAITED: list[tuple[list[Attempt], int, int]] = [
+    ([Attempt("b", 42, reused=True)], 30, 5 + 4),
+    ([Attempt("b", 42, 60)], 30, 23 - 18 + 4),
+    # A try that failed, and then no room on the other backend for a while.
+    ([Attempt("a", 42, ended_ns=45, error="unreachable"), Attempt("b", 60, reused=True)], 30, 5 + 4),
+    # There never was any.
+    ([], 92, 2),
+]
+
+
+@pytest.mark.parametrize(("attempts", "waited", "added"), WAITED)
+def test_waiting_for_room_is_nothing_that_the_proxy_added(attempts: list[Attempt], waited: int, added: int) -> None:
+    record = blank()
+    record.attempts, record.queued_ns = attempts, 12
+    record.read_ns, record.ended_ns = 10, 104
+    if attempts:
+        record.sent_ns, record.upstream_ended_ns = max(attempts[-1].started_ns, attempts[-1].connected_ns) + 3, 100
+    assert (record.wait_ns, record.proxy_added_ns()) == (waited, added)
+
+
+# --- where the time went -----------------------------------------------------------------------------------------------
+
+
+def spent(record: Record) -> list[tuple[str, int]]:
+    """The names and how long each was; that they have no gaps is seen on the way."""
+    found, at = [], 0
+    for name, since, to in named_times(record, record.attempts):
+        assert since == at
+        at = to
+        found.append((name, to - since))
+    assert at == record.ended_ns
+    return found
+
+
+def test_waiting_for_room_has_a_name() -> None:
+    record = blank()
+    record.read_ns, record.authenticated_ns, record.admitted_ns, record.queued_ns = 10, 11, 12, 15
+    record.attempts = [Attempt("a", 55, ended_ns=58, error="unreachable"), Attempt("b", 70, 75)]
+    record.sent_ns, record.first_token_ns, record.upstream_ended_ns, record.ended_ns = 76, 90, 99, 100
+    way = [("read", 10), ("authenticate", 1), ("admit", 1), ("route", 3), ("wait", 40), ("retries", 15), ("connect", 5)]
+    assert spent(record) == [*way, ("send", 1), ("prefill", 14), ("decode", 9), ("release", 1)]
+
+
+def test_whoever_waited_in_vain_waited_to_the_end() -> None:
+    record = blank()
+    record.read_ns, record.admitted_ns, record.queued_ns, record.ended_ns = 10, 12, 15, 100
+    assert spent(record) == [("read", 10), ("admit", 2), ("route", 3), ("wait", 85), ("release", 0)]
+
+
+def test_waiting_between_two_tries_is_none_before_the_first() -> None:
+    record = blank()
+    record.queued_ns, record.attempts = 50, [Attempt("a", 42, ended_ns=45, error="unreachable"), Attempt("b", 60)]
+    assert record.wait_ns == 0
+
+
+def test_without_a_queue_nobody_waited() -> None:
+    record = blank()
+    record.read_ns, record.attempts, record.sent_ns, record.ended_ns = 10, [Attempt("b", 12, reused=True)], 14, 20
+    assert record.wait_ns == 0
+    assert spent(record) == [("read", 10), ("route", 2), ("send", 2), ("release", 6)]
 
 
 # --- the exchange ------------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_when_the_client_leaves_everything_has_ended_before_the_callback_returns
     [record] = plane.records()
     assert (record.outcome, record.output_tokens) == (Outcome.CLIENT_GONE, 1 if said.endswith(b"}\n\n\r\n") else 0)
     assert not plane.pipeline.admission.in_flight
-    assert plane.pipeline.router.in_flight["b0"] == 0
+    assert plane.pipeline.router.standings["b0"].in_flight == 0
 
 
 def test_a_connection_that_came_too_late_is_closed(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,7 @@ def test_what_is_allowed(path: str, value: object) -> None:
         ("models", {"m": {"price": {"input": -1}}}, ["input", "-1", "0 to 1000000"]),
         ("models", {"m": {"price": {"output": "NaN"}}}, ["output", "NaN", "0 to 1000000"]),
         ("models", {"m": {"price": {"input": 10**7}}}, ["input", "10000000", "0 to 1000000"]),
+        ("keys.system", {"team": None}, ["keys", "'system'", "the proxy's own requests", "allowed: any other name"]),
         ("models", {"m": {"cost": 1}}, ["models", "'cost'", "allowed: ", "price"]),
         ("models", {"m": {"price": {"form": "gpt-4o"}}}, ["price", "'form'", "cached_input, from, input, output"]),
         ("models", {"m": {"price": {"from": 7}}}, ["price.from", "str", "int"]),

@@ -156,7 +156,7 @@ def _look_up(server: ScriptedVLLM, path: str) -> bytes:
             body, kind = server.metrics(), b"text/plain; version=1.0.0; charset=utf-8"
             return _head(server, 200, _whole_headers(body, kind)) + body
         case "/health" | "/ping":
-            return _head(server, 200, [(b"content-length", b"0"), (b"vary", b"Origin")])
+            return _head(server, 200 if server.well else 503, [(b"content-length", b"0"), (b"vary", b"Origin")])
         case _:
             return _json(server, 200, captured.load(_CAPTURED_GET[path]).body)
 

@@ -235,6 +235,7 @@ class Connection(asyncio.Protocol):
     def _count_prompt(self, call: Call) -> None:
         # vLLM counts a prompt once for each sequence made from it.
         self.server.prompt_tokens += sum(call.prompts[choice.prompt] for choice in call.choices)
+        self.server.cached_tokens += call.script.cached_tokens or 0
 
     def _count_finished(self, call: Call) -> None:
         for choice in call.choices:

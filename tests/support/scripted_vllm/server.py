@@ -10,6 +10,7 @@ import asyncio
 import email.utils
 import ssl
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -64,6 +65,8 @@ class ScriptedVLLM:
         self.authorization = None if api_key is None else f"Bearer {api_key}".encode()
 
         self.remember = remember
+        self.well = True
+        """As /health says; with a dead engine vLLM's says 503."""
 
         self.requests: list[Received] = []
         self.aborted: list[Received] = []
@@ -74,6 +77,8 @@ class ScriptedVLLM:
         """Connections accepted since the start."""
         self.generated_tokens = 0
         self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.started_unix_s = round(time.time(), 2)
         self.finished: Counter[str] = Counter()
         """Finished sequences by finish reason; aborted ones are in none, as in vLLM."""
 
@@ -236,6 +241,8 @@ class ScriptedVLLM:
             ("num_requests_running", "gauge", "Number of requests in model execution batches.", "", self.in_flight),
             ("num_requests_waiting", "gauge", "Number of requests waiting to be processed.", "", 0),
             ("kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent usage.", "", 0),
+            ("prefix_cache_queries_total", "counter", "Prefix cache queries, in tokens.", "", self.prompt_tokens),
+            ("prefix_cache_hits_total", "counter", "Prefix cache hits, in tokens.", "", self.cached_tokens),
             ("prompt_tokens_total", "counter", "Number of prefill tokens processed.", "", self.prompt_tokens),
             ("generation_tokens_total", "counter", "Number of generation tokens processed.", "", self.generated_tokens),
         ]
@@ -248,4 +255,7 @@ class ScriptedVLLM:
             header = [f"# HELP vllm:{name} {about}", f"# TYPE vllm:{name} {kind}"]
             lines += header if header[0] not in lines else []
             lines.append(f'vllm:{name}{{engine="0"{more},model_name="{self.models[0]}"}} {float(value)}')
+        started = "process_start_time_seconds"
+        lines += [f"# HELP {started} Start time of the process since unix epoch in seconds.", f"# TYPE {started} gauge"]
+        lines.append(f"{started} {self.started_unix_s}")
         return "\n".join([*lines, ""]).encode()

@@ -53,6 +53,11 @@ def test_the_life_of_one(command: Command, shown: Shown, noun: str, one: str) ->
     assert "600 requests/min" in line
     assert "5000000 tokens/day" in line
 
+    command(noun, "set", "research", "--priority", "low")
+    assert shown(noun, "research")["settings"]["priority"] == "low"
+    assert "low priority" in command(noun, "list").stdout
+    command(noun, "set", "research", "--priority", "normal")
+    assert "priority" not in command(noun, "list").stdout
     changed = command(noun, "set", "research", "--concurrent-requests", "4", "--unset", "requests_per_minute", "--json")
     assert json.loads(changed.stdout)["settings"]["concurrent_requests"] == 4
     settings = shown(noun, "research")["settings"]
@@ -142,7 +147,7 @@ def test_every_field_has_an_option_or_a_command_of_its_own(kind: type[msgspec.St
 
 
 def test_everyone(command: Command, shown: Shown) -> None:
-    assert command("everyone", "show").stdout.split() == ["name", "everyone"]
+    assert command("everyone", "show").stdout.split() == ["name", "everyone", "priority", "normal"]
     done = command("everyone", "set", "--concurrent-requests", "256", "--budget", "100 money/month Europe/Vienna soft")
     assert done.stderr == "What everyone may use was changed.\n"
     budget = shown("everyone")["settings"]["budgets"]
@@ -159,7 +164,10 @@ def test_models(command: Command, shown: Shown) -> None:
     assert command("models", "list").stderr == "There are no models.\n"
     command("models", "set", "org/small", "--alias", "s,small", "--default", "temperature=0.2", "--bound", "n=4")
     command("models", "set", "org/small", "--default", 'stop=["x"]', "--assumed-output-tokens", "64")
+    command("models", "set", "org/small", "--policy", "session", "--fallback", "a,b", "--fallback", "org/c")
     settings = shown("models", "org/small")["settings"]
+    assert (settings["policy"], settings["fallbacks"]) == ("session", ["a", "b", "org/c"])
+    assert "is the model itself" in command("models", "set", "org/small", "--fallback", "small", status=1).stderr
     assert settings["aliases"] == ["s", "small"]
     assert settings["defaults"] == {"temperature": 0.2, "stop": ["x"]}, "those that weren't said stay"
     assert (settings["bounds"]["n"], settings["assumed_output_tokens"]) == (4, 64)
@@ -234,10 +242,52 @@ def test_backends(command: Command, shown: Shown, here: Path) -> None:
     assert second.split()[0] == "gpu1"
     assert "there is a backend named 'gpu1' already" in command("backends", "add", "gpu1", "http://h", status=1).stderr
     assert "not usable as a backend URL" in command("backends", "add", "gpu2", "gpu2:8000", status=1).stderr
+    command("backends", "set", "gpu1", "--weight", "0.5", "--depth", "8", "--prefill-tokens", "100", "--models", "gpt-*,m")
+    settings = shown("backends", "gpu1")["settings"]
+    assert [settings[field] for field in ("weight", "depth", "prefill_tokens", "models")] == [0.5, 8, 100, ["gpt-*", "m"]]
     command("backends", "set", "gpu1", "--set", "url=http://127.0.0.1:3", "--unset", "api_key_env")
     assert shown("backends", "gpu1")["settings"]["api_key_env"] is None
     command("backends", "remove", "gpu1")
     assert "declared in the configuration file" in command("backends", "remove", "gpu0", status=1).stderr
+
+
+def test_a_backend_is_drained(command: Command, shown: Shown, here: Path) -> None:
+    """Also one that the file declares; and who drains the last one of a model is told."""
+    gpu0 = {"url": "http://127.0.0.1:1", "name": "gpu0", "models": ["m", "own"]}
+    config(here, backends=[gpu0, {"url": "http://127.0.0.1:2", "name": "gpu1", "models": ["m"]}])
+    assert command("backends", "drain", "gpu1").stderr == "The backend 'gpu1' is drained.\n"
+    done = command("backends", "drain", "gpu0")
+    assert done.stderr == "The backend 'gpu0' is drained.\nNobody else serves m, own.\n"
+    assert [row["drained"] for row in json.loads(command("backends", "list", "--json").stdout)] == [True, True]
+    head, first, _ = command("backends", "list").stdout.splitlines()
+    assert first[head.index("STATE") :].startswith("drained")
+    assert command("backends", "undrain", "gpu1").stderr == "The backend 'gpu1' gets requests.\n"
+    assert command("backends", "drain", "gpu0").stderr.endswith("Nobody else serves own.\n")
+    assert shown("backends", "gpu1")["drained"] is False
+    assert "there is no backend 'gpu2'" in command("backends", "drain", "gpu2", status=1).stderr
+    changes = command("audit", "list", "--noun", "backends").stdout.splitlines()[1:]
+    assert [re.split(r"  +", line)[3:] for line in changes] == [
+        ["undrain", "backends/gpu1", "drained: yes → no"],
+        ["drain", "backends/gpu0", "drained: no → yes"],
+        ["drain", "backends/gpu1", "drained: no → yes"],
+    ]
+    left_out = command("export").stderr.splitlines()
+    assert left_out == ["left out: backends.gpu0: it is drained"]
+
+
+def test_a_backend_is_weighed(command: Command, shown: Shown, here: Path) -> None:
+    config(here, backends=[{"url": "http://127.0.0.1:1", "name": "gpu0", "weight": 2}])
+    assert command("backends", "weight", "gpu0", "0.25").stderr == "The backend 'gpu0' has the weight 0.25.\n"
+    assert (shown("backends", "gpu0")["weight"], shown("backends", "gpu0")["settings"]["weight"]) == (0.25, 2)
+    assert "0.25 (declared: 2)" in command("backends", "list").stdout
+    assert re.search(r"weight +2.0\n(.*\n)*weight now +0.25\n", command("backends", "show", "gpu0").stdout)
+    assert "weight: 0.25, said at run time" in command("export").stderr
+    assert "weight: default → 0.25" in command("audit", "list").stdout
+    assert command("backends", "weight", "gpu0", "default").stderr == "The backend 'gpu0' has the weight 2.\n"
+    assert shown("backends", "gpu0")["weight"] == 2
+    for number in ("nan", "inf", "much", ""):
+        assert "is no number; allowed: such as 0.5" in command("backends", "weight", "gpu0", number, status=2).stderr
+    assert "weight: 0.0 is not allowed" in command("backends", "weight", "gpu0", "0", status=1).stderr
 
 
 # -- budgets --

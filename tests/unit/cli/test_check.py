@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.cli.check import Finding, perhaps_sold
+from proxy.cli.check import Finding, perhaps_sold, without_effect
 from proxy.control.discovery import Answer, Kind
 from proxy.nouns import KeySettings
 from proxy.settings import Settings
@@ -239,6 +239,58 @@ def test_models_in_detail(command: Command, vllm: ScriptedVLLM, here: Path) -> N
         "models.smollm2.aliases: 'other' is a model that a backend serves, and that comes first",
         "models.smollm2.defaults.max_tokens: 100 is over its bound of 99, so requests that don't say it are refused",
         "models.smollm2.prices[0]: another has taken its place since 2021-01-01T00:00:00+00:00",
+    ]
+
+
+def test_which_backend_and_which_model_instead(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    models = {
+        "smollm2": {"fallbacks": ["other", "best", "gone"], "policy": "session"},
+        "other": {"aliases": ["best"]},
+        "mystery": {"aliases": ["riddle"]},
+        "third": {"fallbacks": ["riddle"]},
+    }
+    config(
+        here,
+        backends=[{"url": vllm.url}, {"url": vllm.url}],
+        models=models,
+        everyone={"priority": "low"},
+        keys={"alice": {"priority": "high", "hash": "sha256:" + "ab" * 32}, "bob": {"hash": "sha256:" + "cd" * 32}},
+    )
+    assert remarks(command) == [
+        "models.mystery: no backend serves a model of this name",
+        "models.third: no backend serves a model of this name",
+        "models.smollm2.fallbacks: no backend serves a model called 'gone'",
+        "models.third.fallbacks: no backend serves a model called 'riddle'",
+        "keys.alice.priority: 'high' doesn't count beside the 'low' of its team or of everyone",
+    ]
+
+
+def test_a_depth_that_workers_cannot_share() -> None:
+    backends = [{"url": "http://gpu0", "depth": 3}, {"url": "http://gpu1", "depth": 4}]
+    settings = Settings.of({"workers": 4, "redis": {"url": "redis://127.0.0.1"}, "backends": backends})
+    assert without_effect(settings) == [
+        "backends.backend-0.depth: each of the 4 workers may have one request there, so 4 at a time instead of 3"
+    ]
+
+
+def test_patterns(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    models: dict[str, Any] = {
+        "smol*": {"price": {"input": 3}, "aliases": ["small"]},
+        "smollm9": {"price": {"input": 5}, "fallbacks": ["smollm8", "gpt-5"]},
+        "gpt-5": {},
+    }
+    backends = [{"url": vllm.url, "models": ["smol*", "other"]}, {"url": vllm.url, "models": ["none-*"]}]
+    config(here, backends=backends, models=models, everyone={"models": ["smollm7", "smol*9", "x-*", "gpt-5", "oth*"]})
+    output = command("check").stdout
+    prices = {line.split()[0]: line.split()[1] for line in output.partition("Prices")[2].partition("\n\n")[0].splitlines()[2:]}
+    assert prices == {"smollm2": "3", "other": "0", "smol*": "3", "none-*": "0"}
+    assert remarks(command) == [
+        "backend-1: models: nothing that it lists is called 'none-*'; what is asked for so is sent to it",
+        "models.gpt-5: no backend serves a model of this name",
+        "everyone.models: no backend serves a model called 'x-*'",
+        "everyone.models: no backend serves a model called 'gpt-5'",
+        "models.smollm9.fallbacks: no backend serves a model called 'gpt-5'",
+        "models.smol*.aliases: 'small' can't stand for a pattern",
     ]
 
 

@@ -40,7 +40,8 @@ def ids(here: Path) -> list[str]:
         "read_ns": MS,
         "authenticated_ns": 2 * MS,
         "admitted_ns": 3 * MS,
-        "sent_ns": 5 * MS,
+        "queued_ns": 4 * MS,
+        "sent_ns": 25 * MS,
         "first_byte_ns": 30 * MS,
         "first_token_ns": 40 * MS,
         "first_content_ns": 40 * MS,
@@ -48,10 +49,34 @@ def ids(here: Path) -> list[str]:
         "upstream_ended_ns": 141 * MS,
         "ended_ns": 142 * MS,
     }
-    attempts = [Attempt("gpu1", started_ns=3 * MS, ended_ns=4 * MS, error="refused"), Attempt("gpu0", status=200)]
+    attempts = [
+        Attempt("gpu1", started_ns=20 * MS, ended_ns=24 * MS, error="refused"),
+        Attempt("gpu0", started_ns=24 * MS, status=200, reused=True),
+    ]
+    routing = {"routed_by": "auto.prefix", "scores": [("gpu0", -32), ("gpu1", 900)], "fallback_of": "large"}
     records = [
-        record(1, now, **alice, ended_ns=7 * MS, input_tokens=600, output_tokens=20, cost_nano=132_000, team="research"),
-        record(2, now + MS, **alice, **times, stream=True, requested_model="s", attempts=attempts, client_address="10.0.0.9"),
+        record(
+            1,
+            now,
+            **alice,
+            routed_by="only",
+            ended_ns=7 * MS,
+            input_tokens=600,
+            output_tokens=20,
+            cost_nano=132_000,
+            team="research",
+        ),
+        record(
+            2,
+            now + MS,
+            **alice,
+            **times,
+            **routing,
+            stream=True,
+            requested_model="s",
+            attempts=attempts,
+            client_address="10.0.0.9",
+        ),
         record(
             3,
             now + 2 * MS,
@@ -78,7 +103,7 @@ def test_the_newest_first(command: Command, ids: list[str]) -> None:
     head, broken, second, first = command("requests", "list").stdout.splitlines()
     assert head.split()[:4] == ["RECEIVED", "ID", "KEY", "MODEL"]
     assert re.search(r"upstream_error +502 +0 +0 +3\.0 +0\.00 USD$", broken)
-    assert re.search(r" alice +small +ok +200 +0 +0 +142\.0 +40\.0 +0\.00 USD$", second)
+    assert re.search(r" alice +small +gpu0 +ok +200 +0 +0 +142\.0 +16\.0 +40\.0 +0\.00 USD$", second)
     assert first.endswith("0.000132 USD")
 
 
@@ -94,14 +119,21 @@ def test_filters(command: Command, ids: list[str]) -> None:
 
 def test_where_its_milliseconds_went(command: Command, ids: list[str]) -> None:
     shown = command("requests", "show", ids[1]).stdout
-    assert re.search(r"^model +small \(asked for as s\)$", shown, re.MULTILINE)
+    assert re.search(r"^model +small \(asked for as s\), instead of large$", shown, re.MULTILINE)
+    assert re.search(r"^chosen by +auto, prefix \(gpu0 -32, gpu1 900\)$", shown, re.MULTILINE)
     assert re.search(r"^from +10\.0\.0\.9$", shown, re.MULTILINE)
     assert re.search(r"^attempt 1 +gpu1: no answer, refused\nattempt 2 +gpu0: status 200$", shown, re.MULTILINE)
     bars = re.findall(r"^(\w+) +(█+|▏) +([0-9.]+) ms$", shown, re.MULTILINE)
     said = json.loads(command("requests", "show", ids[1], "--json").stdout)
     assert [name for name, _, _ in bars] == [span["name"] for span in said["time"]]
+    assert ("wait", "16.0") in [(name, ms) for name, _, ms in bars]
     assert sum(float(ms) for _, _, ms in bars) == pytest.approx(142.0, abs=0.1 * len(bars))
     assert max(bars, key=lambda bar: len(bar[1]))[0] == max(said["time"], key=lambda span: span["ms"])["name"]
+
+
+def test_who_could_not_be_chosen_from_others_says_so(command: Command, ids: list[str]) -> None:
+    assert re.search(r"^chosen by +nothing: there was no other$", command("requests", "show", ids[0]).stdout, re.MULTILINE)
+    assert "chosen by" not in command("requests", "show", ids[2]).stdout, "it came to none"
 
 
 def test_nothing_of_it_does_anything_to_the_terminal(command: Command, ids: list[str]) -> None:  # failure 78

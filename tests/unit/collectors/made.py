@@ -24,6 +24,7 @@ def make_record(number: int = 0, **facts: Any) -> Record:
     record.request_bytes, record.status = 300, 200
     record.read_ns, record.authenticated_ns, record.admitted_ns = 50_000, 60_000, 70_000
     record.attempts = [Attempt("gpu-0", 90_000, 300_000, 39 * MS, 80 * MS + 10_000, 200)]
+    record.routed_by, record.scores = "auto.prefix", [("gpu-0", 200), ("gpu-1", 640)]
     record.sent_ns, record.first_byte_ns, record.first_token_ns, record.first_content_ns = 320_000, 39 * MS, 40 * MS, 40 * MS
     record.last_token_ns = record.first_token_ns
     for token in range(1, 5):
@@ -36,6 +37,15 @@ def make_record(number: int = 0, **facts: Any) -> Record:
     for name, value in facts.items():
         setattr(record, name, value)
     return record
+
+
+def make_queued(number: int = 0, ms: int = 3, **facts: Any) -> Record:
+    """The same, but that it had to wait so long for a backend with room; the rest came sooner."""
+    made = make_record(number, **facts)
+    made.queued_ns = 80_000
+    made.attempts[0].started_ns = made.queued_ns + ms * MS
+    made.attempts[0].connected_ns, made.sent_ns = made.attempts[0].started_ns + 210_000, made.attempts[0].started_ns + 230_000
+    return made
 
 
 def make_rejected(number: int = 0, **facts: Any) -> Record:
@@ -55,6 +65,7 @@ def make_retried(number: int = 0, **facts: Any) -> Record:
     made = make_record(number, stream=False, first_token_ns=0, first_content_ns=0, last_token_ns=0)
     made.inter_token_counts, made.inter_token_sum_ns, made.inter_token_max_ns, made.chunks = [], 0, 0, 0
     failed = Attempt("gpu-0", 90_000, 0, 0, 2 * MS, 0, False, "upstream_unreachable")
+    made.routed_by, made.scores = "only", []
     made.attempts = [failed, Attempt("gpu-1", 2 * MS, 2 * MS + 200_000, 70 * MS, 80 * MS, 200)]
     made.sent_ns, made.first_byte_ns, made.upstream_ended_ns = 2 * MS + 250_000, 70 * MS, 80 * MS
     made.engine = EngineTimings(1.5, 30.0, 28.5, 40.0, 8.0)

@@ -14,6 +14,8 @@ from collectors.records.metrics import (
     GAUGES,
     HISTOGRAMS,
     NANO,
+    SYSTEM_KEY,
+    WAIT_BOUNDS,
     WORKER_COUNTERS,
     Counter,
     Histogram,
@@ -26,9 +28,9 @@ from collectors.records.series import MAX_VALUES, LabelBounds, Series
 from collectors.reference import README, written_into
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, Record
-from proxy.journal import Heartbeat
+from proxy.journal import BackendBeat, Heartbeat
 from proxy.last_reload import LastReload
-from tests.unit.collectors.made import DAY, MS, make_record, make_rejected, make_retried
+from tests.unit.collectors.made import DAY, MS, make_queued, make_record, make_rejected, make_retried
 
 ROWS: list[Counter | Histogram] = [*COUNTERS, *HISTOGRAMS]
 
@@ -71,6 +73,13 @@ def test_a_stream_that_went_well() -> None:
     assert observed(counted.pop("inter_token_latency_seconds")) == {("qwen3-8b", "gpu-0"): (4, 40 * MS)}
     assert observed(counted.pop("proxy_added_seconds")) == {("chat",): (1, make_record().proxy_added_ns())}
     assert observed(counted.pop("connect_seconds")) == {("gpu-0",): (1, 210_000)}
+    assert counted.pop("routing_decisions_total") == {("qwen3-8b", "gpu-0", "auto.prefix"): [1]}
+    assert observed(counted.pop("request_wait_seconds")) == {("qwen3-8b",): (1, 0)}
+    assert counted.pop("backend_tokens_total") == {
+        ("qwen3-8b", "gpu-0", "input"): [600],
+        ("qwen3-8b", "gpu-0", "cached_input"): [400],
+        ("qwen3-8b", "gpu-0", "output"): [5],
+    }
     assert counted == {}
 
 
@@ -122,10 +131,74 @@ def test_a_retry_is_two_attempts_of_one_request_and_the_engine_has_its_say() -> 
     assert counted["requests_total"] == {("chat", "qwen3-8b", "gpu-1", "search", "ok", "200"): [1]}
     assert counted["attempts_total"] == {("gpu-0", "upstream_unreachable"): [1], ("gpu-1", "ok"): [1]}
     where = ("qwen3-8b", "gpu-1")
+    assert counted["retries_total"] == {("gpu-0", "upstream_unreachable"): [1]}
     assert observed(counted["engine_queue_seconds"]) == {where: (1, 1_500_000)}
     assert observed(counted["engine_prefill_seconds"]) == {where: (1, 28_500_000)}
     assert observed(counted["engine_decode_seconds"]) == {where: (1, 40 * MS)}
     assert "inter_token_latency_seconds" not in counted
+
+
+@pytest.mark.parametrize(
+    ("failed", "why"),
+    [
+        (Attempt("gpu-0", status=503, ended_ns=5), "http_503"),
+        (Attempt("gpu-0", status=200, ended_ns=5, error="engine_overloaded"), "engine_overloaded"),
+        (Attempt("gpu-0"), "unfinished"),
+    ],
+)
+def test_a_retry_says_what_it_was_for(failed: Attempt, why: str) -> None:
+    answered = Attempt("gpu-1", status=200, ended_ns=9)
+    assert count(make_record(attempts=[failed, failed, answered]))["retries_total"] == {("gpu-0", why): [2]}
+    assert "retries_total" not in count(make_record(attempts=[failed])), "nobody tried again"
+
+
+def test_where_requests_went_and_why() -> None:
+    whys = ["auto.prefix", "auto.load", "only", "auto.prefix", ""]
+    counted = count(*(make_record(number, routed_by=why) for number, why in enumerate(whys)))
+    assert counted["routing_decisions_total"] == {
+        ("qwen3-8b", "gpu-0", "auto.prefix"): [2],
+        ("qwen3-8b", "gpu-0", "auto.load"): [1],
+        ("qwen3-8b", "gpu-0", "only"): [1],
+    }
+
+
+def test_waiting_for_a_backend_is_measured_and_counted() -> None:
+    counted = count(make_record(0), make_queued(1, 3), make_queued(2, 700))
+    assert observed(counted["request_wait_seconds"]) == {("qwen3-8b",): (3, 703 * MS)}
+    assert dict(zip(WAIT_BOUNDS, counted["request_wait_seconds"]["qwen3-8b",], strict=False))[0] == 1, (
+        "those that had not to wait"
+    )
+    assert counted["queued_requests_total"] == {("qwen3-8b",): [2]}
+
+
+def test_who_waited_in_vain_waited_for_a_model_that_there_is() -> None:
+    counted = count(make_rejected(model="small", outcome=Outcome.REJECTED, queued_ns=60_000, ended_ns=60_000 * MS))
+    assert observed(counted["request_wait_seconds"]) == {("small",): (1, 60_000 * MS - 60_000)}
+    assert counted["queued_requests_total"] == {("small",): [1]}
+
+
+def test_how_long_a_crashed_request_waited_is_not_known() -> None:
+    crashed = make_rejected(queued_ns=60_000, outcome=Outcome.CRASHED, ended_ns=0)
+    assert "request_wait_seconds" not in count(crashed)
+
+
+def test_what_never_needed_a_backend_waited_for_none() -> None:
+    assert "request_wait_seconds" not in count(make_rejected(), make_record(1, operation="usage", routed_by=""))
+
+
+def test_another_model_that_answered_is_told_with_the_one_that_was_asked_for() -> None:
+    counted = count(make_record(1, fallback_of="qwen3-32b"), make_record(2))
+    assert counted["fallbacks_total"] == {("qwen3-8b", "qwen3-32b"): [1]}
+
+
+def test_a_probe_is_the_system_s_and_no_caller_s_error() -> None:
+    failed = {"outcome": Outcome.UPSTREAM_ERROR, "status": 502, "error_code": "upstream_unreachable"}
+    asked = {"input_tokens": 2, "cached_tokens": 0, "output_tokens": 1, "reasoning_tokens": 0}
+    counted = count(make_record(1, key_id=SYSTEM_KEY, key_name=SYSTEM_KEY, **failed, **asked), make_record(2, **failed))
+    assert counted["request_errors_total"] == {("chat", "upstream_error", "upstream_unreachable"): [1]}
+    assert {labels[3]: row for labels, row in counted["requests_total"].items()} == {"system": [1], "search": [1]}
+    tokens = {labels[2]: row for labels, row in counted["tokens_total"].items() if labels[1] == "system"}
+    assert tokens == {"input": [2], "output": [1]}
 
 
 def test_a_crashed_request_has_tokens_and_no_duration() -> None:
@@ -203,7 +276,8 @@ def test_labels_hold_no_request_no_session_and_no_person() -> None:
     of_rows = [*(row.labels for row in ROWS), *(row.labels for row in WORKER_COUNTERS), *(row.labels for row in GAUGES)]
     labels = {label for names in of_rows for label in names}
     bounded = {"operation", "model", "backend", "key", "outcome", "status", "kind", "currency", "source", "code", "result"}
-    assert labels <= bounded | {"stream", "sink", "reason", "version", "team", "level", "limit", "worker"}
+    bounded |= {"stream", "sink", "reason", "version", "team", "level", "limit", "worker", "state", "instead_of"}
+    assert labels <= bounded
 
 
 @pytest.mark.parametrize("row", HISTOGRAMS, ids=lambda row: row.name)
@@ -281,6 +355,41 @@ def test_a_worker_and_the_one_that_takes_over_from_it_are_one() -> None:
     assert now["redis_up"] == {("0",): 1, ("1",): 0}
 
 
+def test_backends_are_as_the_living_workers_see_them() -> None:
+    gone = BackendBeat("out", "upstream_unreachable", 9, 9000, 900, 1.0)
+    up, returned = BackendBeat("up", "", 2, 900, 400), BackendBeat("up", "", 1, 50, 0, 0.5)
+    one = Heartbeat("a", DAY, waiting=2, worker=0, backends={"gpu-0": up, "gpu-1": BackendBeat("out", "upstream_timeout")})
+    two = Heartbeat("b", DAY, waiting=3, worker=1, backends={"gpu-0": returned, "gpu-1": BackendBeat("suspect")})
+    dead = Heartbeat("c", DAY, waiting=9, worker=2, backends={"gpu-0": gone}, alive=False)
+    one.backends["gpu-2"] = BackendBeat("drained")
+    now = gauges(View(DAY, "", ["gpu-0", "gpu-1"], [one, two, dead]))
+    assert now["requests_waiting"] == {("0",): 2, ("1",): 3}
+    assert now["backend_state"] == {
+        ("gpu-0", "up"): 2,
+        ("gpu-0", "suspect"): 0,
+        ("gpu-0", "out"): 0,
+        ("gpu-0", "drained"): 0,
+        ("gpu-1", "up"): 0,
+        ("gpu-1", "suspect"): 1,
+        ("gpu-1", "out"): 1,
+        ("gpu-1", "drained"): 0,
+        ("gpu-2", "up"): 0,
+        ("gpu-2", "suspect"): 0,
+        ("gpu-2", "out"): 0,
+        ("gpu-2", "drained"): 1,
+    }
+    assert now["backend_load_ratio"] == {("gpu-0",): 0.75, ("gpu-1",): 0.5, ("gpu-2",): 0}
+    assert now["backend_tokens_in_flight"] == {("gpu-0",): 950, ("gpu-1",): 0, ("gpu-2",): 0}
+    assert now["backend_tokens_prefilling"] == {("gpu-0",): 400, ("gpu-1",): 0, ("gpu-2",): 0}
+
+
+def test_a_state_of_which_nobody_here_has_heard_is_not_made_a_label() -> None:
+    beat = Heartbeat("a", DAY, backends={"gpu-0": BackendBeat("resting")})
+    assert gauges(View(DAY, "", workers=[beat]))["backend_state"] == dict.fromkeys(
+        [("gpu-0", state) for state in ("up", "suspect", "out", "drained")], 0
+    )
+
+
 def test_without_redis_nothing_is_degraded_and_nothing_is_up() -> None:
     now = gauges(View(DAY, "", workers=[Heartbeat("a", DAY)]))
     assert (now["limits_degraded"], now["redis_up"]) == ({("0",): 0}, {})
@@ -290,6 +399,16 @@ def test_what_workers_count_is_theirs() -> None:
     beat = Heartbeat("a", DAY, worker=3, requests=7, redis_failures=2)
     read = {row.name.removeprefix("glasshouse_"): row.read(beat) for row in WORKER_COUNTERS}
     assert (read["worker_requests_total"], read["redis_failures_total"]) == ({("3",): 7}, {("3",): 2})
+
+
+def test_what_happened_to_backends_is_told_by_each_worker() -> None:
+    beat = Heartbeat("a", DAY, retries_denied=4)
+    beat.backends = {"gpu-0": BackendBeat(ejections=1, probes=5, failed_probes=3), "gpu-1": BackendBeat()}
+    read = {row.name.removeprefix("glasshouse_"): row.read(beat) for row in WORKER_COUNTERS}
+    assert read["backend_ejections_total"] == {("gpu-0",): 1, ("gpu-1",): 0}
+    assert read["backend_probes_total"] == {("gpu-0",): 5, ("gpu-1",): 0}
+    assert read["backend_failed_probes_total"] == {("gpu-0",): 3, ("gpu-1",): 0}
+    assert read["retries_denied_total"] == {(): 4}
 
 
 @pytest.mark.parametrize("successful", [True, False])

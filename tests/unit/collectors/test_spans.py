@@ -27,7 +27,7 @@ from proxy.exchange import Attempt, EngineTimings, Record, UsageSource
 from proxy.journal import Content
 from proxy.wire.operations import OPERATIONS
 from tests.unit.collectors.content.said import bodies
-from tests.unit.collectors.made import MS, make_record, make_rejected, make_retried
+from tests.unit.collectors.made import MS, make_queued, make_record, make_rejected, make_retried
 
 GOLDEN = Path(__file__).parent / "golden"
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "vllm-0.32.0"
@@ -133,6 +133,21 @@ TRACES: dict[str, tuple[Record, Content | None]] = {
         None,
     ),
     "alias": (make_record(15, team="research", user_name="ann", project="search", requested_model="gpt-4o"), None),
+    "queued": (make_queued(16), None),
+    "queued-in-vain": (
+        make_rejected(
+            17,
+            model="qwen3-8b",
+            status=503,
+            outcome=Outcome.REJECTED,
+            error_code="queue_timeout",
+            error="No engine had room for this request within 60 s.",
+            queued_ns=60_000,
+            ended_ns=60_000 * MS,
+        ),
+        None,
+    ),
+    "fallback": (make_retried(18, fallback_of="qwen3-32b", routed_by="auto.load", scores=[("gpu-1", -32), ("gpu-2", 7)]), None),
     "over_budget": (make_record(14, team="research", over_budget="key"), None),
     "tokenize": (
         made(
@@ -216,6 +231,10 @@ records = st.builds(
     max_tokens=st.none() | st.integers(0, 2**70),
     temperature=st.none() | st.floats(),
     attempts=st.lists(attempts, max_size=4),
+    queued_ns=st.just(0) | offsets,
+    routed_by=st.text(max_size=10),
+    scores=st.lists(st.tuples(st.text(max_size=8), st.integers(-(2**70), 2**70)), max_size=3),
+    fallback_of=st.text(max_size=8),
     usage_source=st.integers(0, 4),
     input_tokens=st.integers(0, 2**63 - 1),
     output_tokens=st.integers(0, 2**63 - 1),
@@ -394,13 +413,14 @@ def test_names_that_a_caller_chose_are_nobodys(operation: str) -> None:  # failu
 # -- the rest --
 
 
-@given(st.lists(st.integers(0, 10**10), min_size=9, max_size=9).map(sorted))
+@given(st.lists(st.integers(0, 10**10), min_size=10, max_size=10).map(sorted))
 def test_the_parts_of_the_time_sum_up_to_the_whole(marks: list[int]) -> None:
-    read, authenticated, admitted, started, connected, sent, first, engine, ended = marks
+    read, authenticated, admitted, queued, started, connected, sent, first, engine, ended = marks
     record = make_record(
         read_ns=read,
         authenticated_ns=authenticated,
         admitted_ns=admitted,
+        queued_ns=queued,
         attempts=[Attempt("gpu-0", started, connected, first, engine, 200)],
         sent_ns=sent,
         first_byte_ns=first,

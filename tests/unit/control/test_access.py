@@ -48,6 +48,7 @@ EXPECTED: dict[str, set[str] | None] = {
     **dict.fromkeys(("PUT /prices/{model}/{valid_from}", "DELETE /prices/{model}/{valid_from}"), ADMIN),
     **dict.fromkeys(("GET /backends", "GET /backends/{name}"), OVERSEERS),
     **dict.fromkeys(("PUT /backends/{name}", "PATCH /backends/{name}", "DELETE /backends/{name}"), ADMIN),
+    **dict.fromkeys(("POST /backends/{name}/drain", "POST /backends/{name}/undrain", "PUT /backends/{name}/weight"), ADMIN),
     "GET /budgets": ALL,
     **dict.fromkeys((f"{method} /budgets/{{level}}/{{subject}}/{{unit}}/{{per}}" for method in ("PUT", "DELETE")), MANAGERS),
     "GET /everyone": OVERSEERS,

@@ -73,6 +73,8 @@ def test_backends(api: ControlApi) -> None:
         "error": None,
         "asked_at": NOW_TEXT,
         "answered_at": NOW_TEXT,
+        "drained": False,
+        "weight": 1.0,
         "source": "file",
     }
     assert {field: first[field] for field in wanted} == wanted
@@ -141,7 +143,7 @@ def test_a_bug_stays_in_the_log(api: ControlApi, monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise RuntimeError("canary")
 
-    monkeypatch.setattr(api.state.inventory, "models", broken)
+    monkeypatch.setattr(api.state.inventory, "serving", broken)
     monkeypatch.setattr("proxy.control.usage.Spending", broken)
     answer = api.get("/models" if key == "admin" else "/v1/usage", key=getattr(api, key))
     problem = problem_of(answer)

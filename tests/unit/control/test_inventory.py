@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,9 +12,16 @@ import pytest
 from proxy.control.catalogue import Catalogue, holding
 from proxy.control.discovery import Answer, Kind
 from proxy.control.inventory import KEPT_NS, Inventory
-from proxy.nouns import BackendSettings, BoundsSettings, DatedPriceSettings, ModelSettings, PriceSettings
+from proxy.nouns import (
+    BackendSettings,
+    BoundsSettings,
+    DatedPriceSettings,
+    ModelSettings,
+    PriceSettings,
+    RunTimeSettings,
+)
 from proxy.settings import Settings
-from proxy.snapshot import LaterPrice, Model, SnapshotFile
+from proxy.snapshot import LaterPrice, Model, Principal, Snapshot, SnapshotFile
 
 NOW = 1_795_000_000_000_000_000
 
@@ -37,7 +45,8 @@ def inventory(*backends: BackendSettings, previous: SnapshotFile | None = None, 
 
 def published(of: Inventory) -> SnapshotFile:
     """As it comes back from the file."""
-    file = SnapshotFile(models=of.models(NOW), backends=of.backends())
+    models, patterns = of.serving(NOW)
+    file = SnapshotFile(models=models, backends=of.backends(), patterns=patterns)
     return msgspec.msgpack.decode(msgspec.msgpack.encode(file), type=SnapshotFile)
 
 
@@ -326,3 +335,124 @@ def test_a_later_price_of_cached_input_is_its_own() -> None:
     stock = inventory(backend("a", ["m"]), models={"m": dated(("4", 20))})
     [later] = stock.models(NOW)["m"].later_prices
     assert later == LaterPrice(NOW + 20 * 10**9, 4_000_000, 4_000_000, 0)
+
+
+# -- how workers are to treat a backend --
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "depth"),
+    [
+        ({}, "vllm", 256),
+        ({}, "openai", 0),
+        ({"depth": 8}, "vllm", 8),
+        ({"depth": 8}, "openai", 8),
+        ({"kind": "vllm"}, "openai", 256),
+        ({"kind": "openai"}, "vllm", 0),
+    ],
+)
+def test_how_many_requests_a_backend_gets_at_a_time(fields: dict[str, Any], kind: Kind, depth: int) -> None:
+    stock = inventory(backend("a", **fields))
+    stock.known["a"].answered(answer("m", kind=kind), NOW)
+    assert published(stock).backends["a"].depth == depth
+
+
+def test_what_is_said_at_run_time_lies_over_what_is_declared() -> None:
+    settings = Settings(backends=[backend("a", weight=2.0, prefill_tokens=100), backend("b")])
+    stock = Inventory(BoundsSettings(), holding(settings, Catalogue()), None, NOW)
+    before = stock.backends()["a"]
+    assert (before.weight, before.prefill_tokens, before.drained) == (2.0, 100, False)
+    stock.known["a"].answered(answer("m"), NOW)
+    said = {"a": RunTimeSettings(drained=True, weight=0.5), "nobody": RunTimeSettings(drained=True)}
+    stock.follow(holding(settings, Catalogue(run_time=said)))
+    after = published(stock).backends
+    assert (after["a"].weight, after["a"].drained, after["a"].depth) == (0.5, True, 256)
+    assert (after["b"].weight, after["b"].drained) == (1.0, False)
+    assert served(stock) == {"m": ("a",)}, "it still serves it: what it has goes on"
+    stock.follow(holding(settings, Catalogue()))
+    assert (stock.backends()["a"].weight, stock.backends()["a"].drained) == (2.0, False)
+
+
+def test_how_a_models_backends_are_chosen_and_what_comes_after_them() -> None:
+    said = ModelSettings(policy="session", fallbacks=("small", "tiny"), aliases=("best",))
+    stock = inventory(backend("a"), models={"m": said})
+    stock.known["a"].answered(answer("m", "small"), NOW)
+    models = published(stock).models
+    for name in ("m", "best"):
+        assert (models[name].policy, models[name].fallbacks) == ("session", ("small", "tiny"))
+    assert (models["small"].policy, models["small"].fallbacks) == ("", ())
+
+
+# -- patterns --
+
+ANYBODY = Principal("key", "alice")
+
+
+def asked(stock: Inventory, name: str) -> Model | None:
+    """As a worker knows it."""
+    return Snapshot(published(stock)).model(ANYBODY, name)
+
+
+def backends_of(stock: Inventory, name: str) -> tuple[str, ...]:
+    model = asked(stock, name)
+    return () if model is None else model.backends
+
+
+def test_a_pattern_is_for_all_that_matches_and_nobody_names() -> None:
+    stock = inventory(backend("a", ["gpt-*"]), backend("b", ["gpt-*", "gpt-4o"]), backend("c", ["gpt-4*"]), backend("d"))
+    stock.known["d"].answered(answer("own", "gpt-d"), NOW)
+    assert served(stock) == {"gpt-4o": ("b",), "own": ("d",), "gpt-d": ("d",)}, "patterns aren't listed"
+    assert backends_of(stock, "gpt-5") == ("a", "b")
+    assert backends_of(stock, "gpt-4o") == ("b",), "a name comes first"
+    assert backends_of(stock, "gpt-4.1") == ("c",), "then the longest pattern"
+    assert backends_of(stock, "gpt-d") == ("d",)
+    assert backends_of(stock, "tts-1") == ()
+
+
+def test_what_a_backend_lists_of_its_pattern_is_a_model_like_others() -> None:
+    stock = inventory(backend("a", ["gpt-*"]), backend("b", ["gpt-*"]))
+    stock.known["a"].answered(answer("gpt-5", "tts-1", kind="openai", max_model_len=4096), NOW)
+    assert served(stock) == {"gpt-5": ("a", "b")}
+    model = stock.models(NOW)["gpt-5"]
+    assert (model.card, model.context_tokens) == (card("gpt-5", max_model_len=4096), 4096)
+    assert backends_of(stock, "gpt-6") == ("a", "b")
+    assert backends_of(stock, "tts-1") == ()
+
+
+def test_a_model_of_ones_own_that_looks_like_a_pattern() -> None:
+    stock = inventory(backend("a"), backend("b", ["m[1]"]))
+    for each in stock.known.values():
+        each.answered(answer("m[1]"), NOW)
+    assert served(stock) == {"m[1]": ("a", "b")}
+    assert published(stock).patterns == {}
+
+
+def test_what_is_said_of_a_pattern_holds_for_what_it_covers() -> None:
+    priced = ModelSettings(price=PriceSettings(input=Decimal(1)), policy="session")
+    exact = ModelSettings(price=PriceSettings(input=Decimal(9)), aliases=("best",))
+    stock = inventory(backend("a", ["gpt-*"]), models={"gpt-*": priced, "gpt-4o": exact})
+    stock.known["a"].answered(answer("gpt-5", kind="openai"), NOW)
+    listed = published(stock).models
+    assert list(listed) == ["gpt-4o", "gpt-5", "best"], "what has settings is known, as what is listed"
+    for name in ("gpt-5", "gpt-6"):
+        model = asked(stock, name)
+        assert model is not None
+        assert (model.name, model.input_pico, model.policy) == (name, 1_000_000, "session")
+    for name in ("gpt-4o", "best"):
+        model = asked(stock, name)
+        assert model is not None
+        assert (model.name, model.backends, model.input_pico, model.policy) == ("gpt-4o", ("a",), 9_000_000, "")
+
+
+def test_settings_of_a_pattern_that_nobody_serves_make_no_model() -> None:
+    stock = inventory(backend("a", ["gpt-*"]), models={"gpt-4*": ModelSettings(), "other-*": ModelSettings(aliases=("x",))})
+    assert served(stock) == {}
+
+
+def test_patterns_outlive_the_process() -> None:
+    declared = [backend("a", ["gpt-*"]), backend("b")]
+    stock = inventory(*declared)
+    stock.known["a"].answered(answer("gpt-5"), NOW)
+    stock.known["b"].answered(answer("m"), NOW)
+    later = inventory(*declared, previous=published(stock))
+    assert published(later) == published(stock)

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from proxy.control.discovery import Answer as Discovered
 from proxy.exchange import Attempt as TriedBackend
 from proxy.exchange import EngineTimings, Record, new_id
 from proxy.nouns import KeySettings
@@ -375,6 +376,28 @@ def test_a_manager_does_not_widen_his_own_team(api: ControlApi) -> None:  # fail
     assert api.get("/teams/a", key=api.admin).json()["settings"]["requests_per_minute"] == 5
 
 
+@pytest.mark.parametrize("noun", ["keys", "users", "projects"])
+def test_who_may_put_somebody_before_others(api: ControlApi, noun: str) -> None:  # failure 74
+    """A manager only what belongs to a team that comes before others itself."""
+    high = {"priority": "high", "team": "a"}
+    for body in (high, {"priority": "high"}):
+        assert "allowed: normal, low" in refused(api.put(f"/{noun}/x", body, key=api.manager), 403, "permission_denied")
+    assert api.put(f"/{noun}/x", {"priority": "low"}, key=api.manager).json()["settings"]["priority"] == "low"
+    refused(api.patch(f"/{noun}/x", {"priority": "high"}, key=api.manager), 403, "permission_denied")
+    assert api.patch(f"/{noun}/x", {"priority": "normal"}, key=api.manager).status_code == 200
+    assert api.put(f"/{noun}/x", high, key=api.admin).json()["settings"]["priority"] == "high"
+    changed = api.patch(f"/{noun}/x", {"concurrent_requests": 3}, key=api.manager).json()["settings"]
+    assert (changed["priority"], changed["concurrent_requests"]) == ("high", 3), "what was given stays"
+    assert api.patch(f"/{noun}/x", {"priority": "normal"}, key=api.manager).status_code == 200
+    refused(api.patch(f"/{noun}/x", {"priority": "high"}, key=api.manager), 403)
+    refused(api.patch("/teams/a", {"priority": "high"}, key=api.manager), 403)
+    api.patch("/teams/b", {"priority": "high"}, key=api.admin)
+    refused(api.patch(f"/{noun}/x", {"priority": "high"}, key=api.manager), 403)
+    api.patch("/teams/a", {"priority": "high"}, key=api.admin)
+    assert api.patch(f"/{noun}/x", {"priority": "high"}, key=api.manager).json()["settings"]["priority"] == "high"
+    assert "priority" in refused(api.patch(f"/{noun}/x", {"priority": "urgent"}, key=api.admin), 400)
+
+
 def test_a_team_that_may_use_some_models_knows_no_others(api: ControlApi) -> None:  # failure 83
     api.put("/teams/a", {"models": ["qwen*"]}, key=api.admin)
     for model in ("qwen/3", "secret"):
@@ -497,6 +520,106 @@ def test_what_the_file_declares_is_changed_there(tmp_path: Path) -> None:
         assert row.value == KeySettings(team="a", tags=("t",)), "nothing that the file says gets into the database"
         # who is in the file may be referred to
         assert api.put("/users/new", {"team": "f"}, key=api.admin).status_code == 201
+
+
+# -- backends at run time --
+
+
+@pytest.fixture
+def with_backends(tmp_path: Path) -> Iterator[ControlApi]:
+    """`f` is the file's, `d` the database's."""
+    with ControlApi(tmp_path, backends=[{"name": "f", "url": "http://127.0.0.1:9", "weight": 2}]) as api:
+        assert api.put("/backends/d", {"url": "http://127.0.0.1:8", "models": ["m"]}, key=api.admin).status_code == 201
+        yield api
+
+
+@pytest.mark.parametrize(("name", "declared"), [("f", 2.0), ("d", 1.0)])
+def test_a_backend_is_drained_and_weighed(with_backends: ControlApi, name: str, declared: float) -> None:
+    api, path = with_backends, f"/backends/{name}"
+
+    def told(answer: Answer) -> tuple[bool, float, float]:
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == api.get(path, key=api.viewer).json()
+        listed = {each["name"]: each for each in api.get("/backends", key=api.viewer).json()["data"]}
+        assert listed[name] == answer.json()
+        return answer.json()["drained"], answer.json()["weight"], answer.json()["settings"]["weight"]
+
+    assert told(api.get(path, key=api.admin)) == (False, declared, declared)
+    assert told(api.post(f"{path}/drain", key=api.admin)) == (True, declared, declared)
+    assert told(api.put(f"{path}/weight", {"weight": 0.5}, key=api.admin)) == (True, 0.5, declared)
+    assert told(api.post(f"{path}/undrain", key=api.admin)) == (False, 0.5, declared)
+    assert told(api.put(f"{path}/weight", {"weight": None}, key=api.admin)) == (False, declared, declared)
+    changes = api.get("/audit", key=api.admin, noun="backends", name=name).json()["data"]
+    said = [(each["action"], each["after"]) for each in changes if each["action"] != "create"]
+    assert said == [
+        ("weigh", {"drained": False, "weight": "default"}),
+        ("undrain", {"drained": False, "weight": 0.5}),
+        ("weigh", {"drained": True, "weight": 0.5}),
+        ("drain", {"drained": True, "weight": "default"}),
+    ]
+
+
+def test_run_time_belongs_to_a_name(with_backends: ControlApi) -> None:
+    api = with_backends
+    api.post("/backends/d/drain", key=api.admin)
+    assert api.put("/backends/d", {"url": "http://127.0.0.1:7"}, key=api.admin).json()["drained"] is True
+    assert api.patch("/backends/d", {"weight": 3}, key=api.admin).json()["drained"] is True
+    assert api.delete("/backends/d", key=api.admin).status_code == 200
+    assert api.put("/backends/d", {"url": "http://127.0.0.1:7"}, key=api.admin).json()["drained"] is False
+
+
+def test_what_can_not_be_said_of_a_backend(with_backends: ControlApi) -> None:
+    api = with_backends
+    for way in ("drain", "undrain"):
+        refused(api.post(f"/backends/nobody/{way}", key=api.admin), 404, "not_found")
+    refused(api.put("/backends/nobody/weight", {"weight": 1}, key=api.admin), 404, "not_found")
+    wrong: list[Any] = [{"weight": 0}, {"weight": -1}, {"weight": 1001}, {"weight": "1"}, {}, {"weight": 1, "drained": True}, []]
+    for body in wrong:
+        refused(api.put("/backends/f/weight", body, key=api.admin), 400)
+    for key in (api.viewer, api.manager, api.holder):
+        refused(api.post("/backends/f/drain", key=key), 403, "permission_denied")
+        refused(api.put("/backends/f/weight", {"weight": 2}, key=key), 403, "permission_denied")
+    assert api.get("/backends/f", key=api.viewer).json()["drained"] is False
+
+
+def test_a_drain_that_is_sent_twice_is_done_once(with_backends: ControlApi) -> None:
+    api, once = with_backends, {"idempotency-key": "k"}
+    assert "idempotent-replayed" not in api.post("/backends/f/drain", key=api.admin, headers=once).headers
+    api.post("/backends/f/undrain", key=api.admin)
+    again = api.post("/backends/f/drain", key=api.admin, headers=once)
+    assert (again.json()["drained"], again.headers["idempotent-replayed"]) == (False, "true")
+    refused(api.post("/backends/d/drain", key=api.admin, headers=once), 422, "idempotency_key_reused")
+
+
+# -- which backend, and which model instead --
+
+
+def test_policies_and_fallbacks(api: ControlApi) -> None:
+    settings = api.put("/models/m", {"policy": "session", "fallbacks": ["n", "o"]}, key=api.admin).json()["settings"]
+    assert (settings["policy"], settings["fallbacks"]) == ("session", ["n", "o"])
+    assert "policy: 'random' is not allowed" in refused(api.patch("/models/m", {"policy": "random"}, key=api.admin), 400)
+    assert "'m' is the model itself" in refused(api.patch("/models/m", {"fallbacks": ["n", "m"]}, key=api.admin), 400)
+    itself = {"aliases": ["best"], "fallbacks": ["best"]}
+    assert "'best' is the model itself" in refused(api.patch("/models/m", itself, key=api.admin), 400)
+    assert "stands twice" in refused(api.patch("/models/m", {"fallbacks": ["n", "n"]}, key=api.admin), 400)
+    assert "fallbacks" in refused(api.patch("/models/m", {"fallbacks": ["a b"]}, key=api.admin), 400)
+    assert api.put("/models/n", {"fallbacks": ["m"]}, key=api.admin).status_code == 201, "each follows its own list only"
+
+
+def test_patterns_are_models_here(tmp_path: Path) -> None:
+    """Where they have prices; callers don't see them."""
+    with ControlApi(tmp_path, backends=[{"name": "f", "url": "http://127.0.0.1:9", "models": ["gpt-*"]}]) as api:
+        assert api.put("/prices/gpt-*/always", {"input": 3}, key=api.admin).status_code == 200
+        api.state.feed.poll()
+        api.state.inventory.follow(api.state.feed.known.declared.held)
+        api.state.inventory.known["f"].answered(Discovered("openai", {"gpt-5": b'{"id":"gpt-5"}'}), 1)
+        listed = {each["id"]: each for each in api.get("/models", key=api.viewer).json()["data"]}
+        assert {name: (each["served"], each["price"]["input"]) for name, each in listed.items()} == {
+            "gpt-*": (True, "3"),
+            "gpt-5": (True, "3"),
+        }
+        assert listed["gpt-5"]["source"] is None
+        assert api.get("/models/gpt-*", key=api.viewer).json() == listed["gpt-*"]
 
 
 # -- prices --
@@ -656,6 +779,22 @@ def test_requests_are_found_with_every_millisecond(used: ControlApi) -> None:
     like_missing(used, "GET", f"/requests/{listed[0]['id']}", "/requests/" + "f" * 32, key=used.manager)  # failure 83
     assert "someone of b" not in used.get("/requests", key=used.manager, team="b").text
     refused(used.get("/requests", key=used.viewer, after="AAAA"), 400)
+
+
+def test_a_request_tells_where_it_went_and_why_and_how_long_it_waited(api: ControlApi) -> None:
+    routing = {"routed_by": "auto.load", "scores": [("gpu1", -32), ("gpu0", 900)], "fallback_of": "large"}
+    now = time.time_ns()
+    made = record(api, now - 5_000_000, queued_ns=2_250_000, **routing)
+    with api.engine.begin() as connection:
+        insert_records(connection, [made, record(api, now)])
+    one = api.get(f"/requests/{made.hex_id}", key=api.viewer).json()
+    assert (one["routed_by"], one["fallback_of"], one["wait_ms"]) == ("auto.load", "large", 0.75)
+    assert one["scores"] == [{"backend": "gpu1", "score": -32}, {"backend": "gpu0", "score": 900}]
+    spans = [(span["name"], span["from_ms"], span["ms"]) for span in one["time"]]
+    assert spans[2:6] == [("admit", 1.5, 0.5), ("route", 2.0, 0.25), ("wait", 2.25, 0.75), ("retries", 3.0, 1.0)]
+    assert sum(ms for _, _, ms in spans) == one["total_ms"]
+    newest = api.get("/requests", key=api.viewer, limit=1).json()["data"][0]
+    assert (newest["wait_ms"], newest["scores"], newest["routed_by"]) == (None, [], "")
 
 
 def test_a_holder_reads_his_own_usage_and_nothing_else(used: ControlApi) -> None:  # failure 83

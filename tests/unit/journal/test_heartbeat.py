@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from proxy.journal import Heartbeat, HeartbeatFile, read_heartbeats, remove_heartbeat
+from proxy.journal import BackendBeat, Heartbeat, HeartbeatFile, read_heartbeats, remove_heartbeat
 from tests.support.disk import small_disk
 
 
@@ -41,6 +41,18 @@ def test_the_last_word_of_a_worker_that_has_gone_stays_until_it_is_removed(tmp_p
     remove_heartbeat(tmp_path, "a")
     assert read_heartbeats(tmp_path) == []
     remove_heartbeat(tmp_path, "a")
+
+
+def test_of_a_worker_that_has_gone_backends_have_nothing_in_flight_and_its_totals_stay(tmp_path: Path) -> None:
+    file = HeartbeatFile(tmp_path, "a")
+    backend = BackendBeat("out", "upstream_unreachable", 3, 900, 400, 0.5, ejections=2, probes=7, failed_probes=6)
+    file.write(beat(waiting=4, backends={"gpu-0": backend}, retries_denied=1))
+    assert read_heartbeats(tmp_path) == [beat(waiting=4, backends={"gpu-0": backend}, retries_denied=1)]
+    file.close()
+    [gone] = read_heartbeats(tmp_path)
+    assert (gone.waiting, gone.retries_denied) == (0, 1)
+    told = BackendBeat("out", "upstream_unreachable", part=0.5, ejections=2, probes=7, failed_probes=6)
+    assert gone.backends == {"gpu-0": told}
 
 
 def test_looking_does_not_make_a_worker_seem_dead_to_another_who_looks(tmp_path: Path) -> None:
@@ -85,8 +97,11 @@ def test_what_the_first_format_said_is_read(tmp_path: Path) -> None:
 
 def test_backends_give_way_when_there_are_too_many_to_tell(tmp_path: Path) -> None:
     file = HeartbeatFile(tmp_path, "a")
-    file.write(beat(in_flight_by_backend={f"backend-{number}": number for number in range(5000)}))
+    names = [f"backend-{number}" for number in range(5000)]
+    file.write(beat(in_flight_by_backend=dict.fromkeys(names, 1)))
     assert read_heartbeats(tmp_path) == [beat(in_flight_by_backend={})]
+    file.write(beat(backends={name: BackendBeat() for name in names}, waiting=3))
+    assert read_heartbeats(tmp_path) == [beat(in_flight_by_backend={}, waiting=3)]
     file.close()
 
 

@@ -9,8 +9,11 @@ import msgspec
 import pytest
 
 from proxy.snapshot import (
+    FIRST,
+    LAST,
     NEVER_NS,
     UNLIMITED,
+    USUAL,
     Allowance,
     KeyTable,
     Model,
@@ -19,6 +22,7 @@ from proxy.snapshot import (
     SnapshotFile,
     encode_principal,
 )
+from proxy.snapshot.model import MOST_COVERED
 
 
 def file(revision: int = 1) -> SnapshotFile:
@@ -117,12 +121,106 @@ def test_the_secrets_of_a_key_lead_to_one_principal_and_end_by_themselves() -> N
     assert snapshot.principal(b"c" * 32) == bob
 
 
+def test_a_snapshot_of_before_there_were_patterns() -> None:
+    earlier = msgspec.msgpack.decode(msgspec.msgpack.encode(SnapshotFile(models={"m": Model("m")})))[:-1]
+    snapshot = Snapshot(msgspec.convert(earlier, SnapshotFile))
+    assert snapshot.model(Principal("key_1", "alice"), "gpt-5") is None
+
+
 def test_a_snapshot_that_was_replaced_knows_nobody() -> None:
     snapshot = Snapshot(file())
     assert snapshot.principal(b"h" * 32) is not None
     snapshot.retire()
     assert snapshot.principal(b"h" * 32) is None
     assert snapshot.models
+
+
+# --- models by pattern -------------------------------------------------------------------------------------------------
+
+
+def covered_by(patterns: dict[str, Model], allowed: Patterns = None) -> tuple[Snapshot, Principal]:
+    models = {"gpt-4o": Model("gpt-4o", ("named",)), "best": Model("gpt-5", ("a",))}
+    return Snapshot(SnapshotFile(models=models, patterns=patterns)), Principal(
+        "key_1", "alice", allowance=Allowance(models=allowed)
+    )
+
+
+GPT = {"gpt-*": Model("gpt-*", ("a", "b"), 7, policy="session"), "gpt-4*": Model("gpt-4*", ("c",), 9), "?": Model("?", ("d",))}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_called", "backends"),
+    [
+        ("gpt-4o", "gpt-4o", ("named",)),  # a name comes before a pattern
+        ("best", "gpt-5", ("a",)),
+        ("gpt-5", "gpt-5", ("a", "b")),
+        ("gpt-4.1", "gpt-4.1", ("c",)),  # the longest pattern
+        ("gpt-", "gpt-", ("a", "b")),
+        ("x", "x", ("d",)),
+    ],
+)
+def test_what_a_name_stands_for(name: str, is_called: str, backends: tuple[str, ...]) -> None:
+    snapshot, alice = covered_by(GPT)
+    model = snapshot.model(alice, name)
+    assert model is not None
+    assert (model.name, model.backends) == (is_called, backends)
+    assert snapshot.model(alice, name) is model
+
+
+@pytest.mark.parametrize("name", ["GPT-5", "xgpt-5", "xx", "", "gpt-\n", "gpt- 5", "gpt-" + "5" * 300])
+def test_what_no_pattern_covers(name: str) -> None:
+    snapshot, alice = covered_by(GPT)
+    assert snapshot.model(alice, name) is None
+
+
+def test_a_covered_model_is_what_is_known_of_its_pattern() -> None:
+    snapshot, alice = covered_by(GPT)
+    model = snapshot.model(alice, "gpt-5")
+    assert model is not None
+    assert msgspec.structs.replace(model, name="gpt-*", card=b"null") == GPT["gpt-*"]
+    assert json.loads(model.card) == {"id": "gpt-5", "object": "model", "created": 0, "owned_by": "glasshouse"}
+
+
+def test_patterns_are_not_listed() -> None:
+    snapshot, alice = covered_by(GPT)
+    snapshot.model(alice, "gpt-5")
+    assert list(snapshot.allowed_models(alice)) == ["gpt-4o", "best"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "names"),
+    [
+        (("*",), ["gpt-4o", "gpt-5", "gpt-4.1"]),
+        (("gpt-4*",), ["gpt-4o", "gpt-4.1"]),
+        (("gpt-5",), ["gpt-5"]),
+        (("gpt-4.1",), ["gpt-4.1"]),
+        ((), []),
+    ],
+)
+def test_a_key_gets_of_a_pattern_what_it_may_use(allowed: tuple[str, ...], names: list[str]) -> None:
+    snapshot, alice = covered_by(GPT, allowed)
+    anybody = Principal("key_2", "bob")
+    for _ in range(2):
+        assert [name for name in ("gpt-4o", "gpt-5", "gpt-4.1") if snapshot.model(alice, name)] == names
+        assert snapshot.model(anybody, "gpt-5") is not None
+
+
+def test_what_is_there_by_name_and_not_allowed_is_not_there_by_pattern() -> None:
+    snapshot = Snapshot(SnapshotFile(models={"gpt-4o": Model("gpt-4o", ("named",))}, patterns=GPT))
+    assert snapshot.model(Principal("key_1", "alice", allowance=Allowance(models=("gpt-4.1",))), "gpt-4o") is None
+
+
+def test_so_many_made_up_names_are_remembered() -> None:
+    snapshot, alice = covered_by(GPT)
+    first = snapshot.model(alice, "gpt-0")
+    for number in range(1, MOST_COVERED):
+        snapshot.model(alice, f"gpt-{number}")
+    assert snapshot.model(alice, "gpt-0") is first
+    snapshot.model(alice, f"gpt-{MOST_COVERED}")
+    assert len(snapshot._covered) == MOST_COVERED
+    again = snapshot.model(alice, "gpt-0")
+    assert again == first
+    assert again is not first
 
 
 # --- levels ------------------------------------------------------------------------------------------------------------
@@ -179,3 +277,24 @@ def test_each_level_ends_and_blocks(level: str) -> None:
 def test_the_first_end_counts() -> None:
     snapshot, who = with_levels({level: Allowance(expires_unix_ns=9 - at) for at, level in enumerate(LEVELS)})
     assert snapshot.expires_unix_ns(who) == 5
+
+
+FAR = {"high": FIRST, "normal": USUAL, "low": LAST}
+
+
+@pytest.mark.parametrize(
+    ("said", "priority"),
+    [
+        ({}, "normal"),
+        ({"key": "high"}, "high"),
+        ({"everyone": "high"}, "high"),
+        ({"team": "low"}, "low"),
+        ({"everyone": "low", "key": "high"}, "low"),
+        ({"key": "low", "team": "high"}, "low"),
+        ({"user": "low"}, "low"),
+        ({"project": "high"}, "high"),
+    ],
+)
+def test_where_a_caller_waits(said: dict[str, str], priority: str) -> None:
+    snapshot, who = with_levels({level: Allowance(priority=FAR[each]) for level, each in said.items()})
+    assert snapshot.priority(who) == FAR[priority]

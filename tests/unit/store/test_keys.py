@@ -151,7 +151,7 @@ def test_a_hash_is_for_the_settings_file(store: Store) -> None:
 
 def test_names_that_would_do_harm_elsewhere(store: Store) -> None:  # failure 78
     controls = ["a\nb", "a\x1b[31m", "a\u202eb", "\ud800", "a\0"]
-    for name in ("", " alice", "alice ", "x" * 65, "gh-x", "gha-x", "key_x", "adm_x", *controls):
+    for name in ("", " alice", "alice ", "x" * 65, "gh-x", "gha-x", "key_x", "adm_x", "system", *controls):
         with pytest.raises(UnusableName):
             store.write(create_key, name)
     assert store.read(list_keys) == []

@@ -67,6 +67,9 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
         user_name="ada",
         project="demo",
         requested_model="default",
+        routed_by="auto.load",
+        scores=[("a", 900), ("b", -32)],
+        fallback_of="larger",
     )
     numbered = [name for name in Record.__struct_fields__ if name.endswith(("_ns", "_bytes", "_tokens", "_nano", "_seconds"))]
     numbered = [
@@ -83,7 +86,9 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
             **{name: getattr(made, name) for name in ("max_tokens", "temperature", "top_p", "status", "error_code", "error")},
             **{name: getattr(made, name) for name in ("finish_reasons", "currency", "inter_token_counts", "client_address")},
             **{name: getattr(made, name) for name in ("team", "refused_by", "over_budget", "worker", "user_name", "project")},
+            **{name: getattr(made, name) for name in ("routed_by", "fallback_of")},
             "requested_model": "default",
+            "scores": [{"backend": "a", "score": 900}, {"backend": "b", "score": -32}],
             "collector": "host",
             "day": date(2026, 11, 20),
             "id": "0000000000000000000000000000001f",
@@ -112,13 +117,24 @@ def test_every_field_has_a_column() -> None:
     assert {elsewhere.get(name, name) for name in Record.__struct_fields__} <= set(requests.c.keys())
 
 
+def test_what_the_proxy_asks_for_itself_is_no_team_s(engine: Engine) -> None:
+    """Probes are booked to the key `system`."""
+    with engine.begin() as connection:
+        insert_records(connection, [record(1, key_name="system", input_tokens=1), record(2, key_name="alice", team="research")])
+        by_team = {row.group: (row.requests, row.input_tokens) for row in usage(connection, "team")}
+        by_key = {row.label for row in usage(connection, "key")}
+    assert by_team == {"": (1, 1), "research": (1, 0)}
+    assert "system" in by_key
+
+
 def test_a_bare_record(engine: Engine) -> None:
     with engine.begin() as connection:
         insert_records(connection, [record()])
     [row] = stored(engine)
     assert row["parent_span_id"] == row["backend"] == row["model"] == ""
     assert row["max_tokens"] is row["engine_queue_ms"] is None
-    assert row["finish_reasons"] == row["attempts"] == []
+    assert row["finish_reasons"] == row["attempts"] == row["scores"] == []
+    assert row["routed_by"] == row["fallback_of"] == ""
 
 
 def test_the_same_again_changes_nothing(engine: Engine) -> None:
@@ -144,6 +160,7 @@ def test_what_no_database_can_hold_is_made_to_fit(engine: Engine) -> None:  # fa
         gpu_ns=2**63,
         model="a\0b'; DROP TABLE requests; --",
         requested_model="\0",
+        fallback_of="\0",
         user="\0",
         error="\0\n\r\x1b",
         client_request_id="\0",

@@ -16,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, MetaData, Table, create_engine, insert, select, text
+from sqlalchemy import JSON, Column, Connection, Engine, MetaData, Table, create_engine, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from proxy.nouns import KeySettings, ProjectSettings, TeamSettings, UserSettings
@@ -44,10 +44,17 @@ from proxy.store.tables import metadata, requests
 from tests.support.postgresql import PostgreSQL
 
 
+def _default_differs(_context: object, _found: object, column: Column[Any], found: str | None, *said: str | None) -> bool | None:
+    """PostgreSQL compares no JSON, and alembic asks it to. None: as alembic does."""
+    if not isinstance(column.type, JSON) or found is None:
+        return None
+    return found.removesuffix("::json") != said[-1]
+
+
 def test_the_migrated_schema_is_the_metadata(engine: Engine) -> None:
     opts = {
         "compare_type": True,
-        "compare_server_default": True,
+        "compare_server_default": _default_differs,
         "include_name": lambda name, kind, _: kind != "table" or not is_partition(name),
     }
     with engine.connect() as connection:
@@ -93,7 +100,8 @@ def test_what_an_older_version_wrote_and_goes_on_writing_stays(database_url: str
         assert {row.requests for row in usage(connection)} == {2}
         later = [column for column in requests.c if column.name not in older.c]
         told = connection.execute(select(*later))
-        assert {tuple(row) for row in told} == {tuple(column.type.python_type() for column in later)}
+        nothing = [[] if isinstance(column.type, JSON) else column.type.python_type() for column in later]
+        assert [list(row) for row in told] == [nothing, nothing]
     engine.dispose()
 
 

@@ -165,10 +165,14 @@ def test_a_row_says_what_the_ledger_knows(engine: Engine) -> None:
     record = made(1)[0]
     record.attempts = [Attempt("a", 1, 2, 3, 4, 503, False, "refused"), Attempt("b", 5, 6, 7, 8, 200, True)]
     record.finish_reasons, record.stream, record.max_tokens = ["stop"], True, 50
+    record.queued_ns, record.routed_by, record.fallback_of = 1, "auto.prefix", "larger"
+    record.scores = [("a", 900), ("b", -32)]
     with engine.begin() as connection:
         insert_records(connection, [record])
         [row] = requests_found(connection)
     assert (row.day, row.stream, row.max_tokens, row.temperature) == (day_of(record), True, 50, None)
+    assert (row.queued_ns, row.routed_by, row.fallback_of) == (1, "auto.prefix", "larger")
+    assert row.scores == [{"backend": "a", "score": 900}, {"backend": "b", "score": -32}]
     assert (row.finish_reasons, [attempt["backend"] for attempt in row.attempts]) == (["stop"], ["a", "b"])
     assert msgspec.json.decode(msgspec.json.encode(row), type=RequestRow) == row
 

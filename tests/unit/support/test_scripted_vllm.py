@@ -421,7 +421,7 @@ def test_what_was_received_is_kept(vllm: ScriptedVLLM) -> None:
 def test_the_counters_count_as_the_engine_does() -> None:
     with ScriptedVLLM() as vllm:
         ask(vllm.url, CHAT, chat_body(more={"n": 2}, tokens=4))
-        ask(vllm.url, CHAT, chat_body(stream=False, tokens=4, more={"max_tokens": 3}))
+        ask(vllm.url, CHAT, chat_body(stream=False, tokens=4, cached_tokens=16, more={"max_tokens": 3}))
         ask(vllm.url, "/v1/embeddings", {"model": "smollm2", "input": ["a b", "c"]})
         vllm.wait_idle()
         text = ask(vllm.url, "/metrics").body.decode()
@@ -429,6 +429,9 @@ def test_the_counters_count_as_the_engine_does() -> None:
     told = {name.partition("{")[0].removeprefix("vllm:"): value for name, value in values.items() if "finished" not in name}
     assert told["generation_tokens_total"] == "11.0"
     assert told["prompt_tokens_total"] == f"{31 * 2 + 31 + 3}.0"
+    assert told["prefix_cache_queries_total"] == told["prompt_tokens_total"]
+    assert told["prefix_cache_hits_total"] == "16.0"
+    assert told["process_start_time_seconds"] == f"{vllm.started_unix_s}"
     assert told["num_requests_running"] == "0.0"
     finished = [value for name, value in values.items() if 'reason="stop"' in name or 'reason="length"' in name]
     assert finished == ["2.0", "1.0"]
