@@ -93,7 +93,7 @@ class Relay:
         reply: Reply,
         fallbacks: Fallbacks | None = None,
     ) -> None:
-        """Have one backend answer, each asked at most once. Raises what the last one failed with.
+        """Have one backend answer, each asked until it fails. Raises what the last one failed with.
 
         Who couldn't be asked, or died over it, is replaced by another one, whatever that costs: no work is done twice. Where one
         said no although it lives, asking others is rationed, and its own words go out if nobody does better.
@@ -141,6 +141,8 @@ class Relay:
                 if not self._fell(route, standing, error) or reply.begun:
                     raise
                 failed = error
+                if not isinstance(error, BackendLost):  # who was taken away from it may come again, if it is well again
+                    route.tried += (standing.name,)
             else:
                 self._answered(route, standing, operation, call, reply)
                 if call.failure is None:
@@ -149,9 +151,9 @@ class Relay:
                     _book(reply, exchange, call)
                     return
                 refused = _Refusal(reply.withdraw(), call, attempt, exchange.model, record.model, record.fallback_of)
+                route.tried += (standing.name,)
             finally:
                 router.let_go(route, record.output_tokens, record.input_tokens - record.cached_tokens)
-            route.tried += (standing.name,)
             exchange.call = None
             reply.served_by = b""
             _forget_answer(record)

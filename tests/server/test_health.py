@@ -136,6 +136,28 @@ def test_silence_is_asked_about_before_the_first_bytes_time_is_over(
     assert [attempt.error for record in mine(running, 8) for attempt in record.attempts[:-1]] == ["backend_lost"] * 4
 
 
+def test_who_was_taken_away_from_one_and_waits_for_the_other_may_come_back(
+    worker: StartWorker, vllm: ScriptedVLLM, other: ScriptedVLLM
+) -> None:
+    # failure 53: the first is well again before the other has room
+    health = {"silence": 0.3, "probe": 0.3, "ejection": 0.5, "slow_start": 0}
+    first, second = backend(vllm.url, "b0"), backend(other.url, "b1", depth=1)
+    running = worker(first, second, config={"routing": TURNS, "health": health})
+    while running.ask(SHORT).header("x-glasshouse-backend") != "b0":
+        pass  # until it is b1's turn
+    with running.begin(chat({"tokens": 10_000, "interval": 0.01})):
+        other.wait(lambda: other.in_flight == 1)
+        vllm.default = HANGS
+        with asking(running, [chat(stream=False)]) as futures:
+            until_out(running)
+            running.until(lambda: running.heartbeat().waiting or None, "one that waits")
+            vllm.default = Script(tokens=2)
+            answered(futures)
+        assert other.in_flight == 1
+    [lost] = [record for record in mine(running, 3) if len(record.attempts) > 1]
+    assert [(attempt.backend, attempt.error) for attempt in lost.attempts] == [("b0", "backend_lost"), ("b0", "")]
+
+
 @pytest.mark.parametrize("script", [{"first": 1.5, "tokens": 3}, {"tokens": 15, "interval": 0.1}], ids=["prefill", "decode"])
 def test_a_long_answer_in_one_piece_is_no_reason_to_leave(
     worker: StartWorker, vllm: ScriptedVLLM, other: ScriptedVLLM, script: dict[str, Any]

@@ -18,6 +18,8 @@ from tests.support.wire_client import Reply, WireClient, request
 from tests.support.worker import CHAT, MODEL
 
 PATIENCE: Final = 60.0
+NO_MEMORY: Final = "The engine is out of memory."
+"""Who says that he is dead must be: otherwise he loses requests that he would have answered."""
 _TEXT: Final = re.compile(rb'^(?:event: [a-z_.]*delta\ndata: |data: .*"choices":).*"(?:content|text|delta)": ?"(?!")', re.DOTALL)
 """An event that brings a token: of chunks any with text, of typed events a delta."""
 MESSAGE_TOKENS: Final = 50
@@ -231,8 +233,8 @@ class _Client:
             {"cut_after_events": 5},
             {"cut_after_events": 5, "cut": "close"},
             {"cut_after_events": 0},
-            {"error_event_after": 0},
-            {"error_event_after": 4},
+            {"error_event_after": 0, "error": NO_MEMORY},
+            {"error_event_after": 4, "error": NO_MEMORY},
             {"no_done": True, "no_finish": True},
         ]
         more = {"stream": True, "script": {"tokens": tokens, "prompt_tokens": 7, **self._dice.choice(faults)}}
