@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from proxy.exchange import Exchange
     from proxy.reply import Reply
     from proxy.routing.router import Lane
     from proxy.routing.standing import Share, Standing
-
-
-BYTES_A_TOKEN: Final = 4
 
 
 class Route:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from bisect import bisect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -14,12 +15,14 @@ from proxy.errors import NotReady, Overloaded, ProxyError, RateLimited
 from proxy.routing.budget import RetryBudget
 from proxy.routing.health import Health, State
 from proxy.routing.policies import POLICIES, Policy
-from proxy.routing.prefixes import Prefixes, marks_of
-from proxy.routing.route import BYTES_A_TOKEN, Route
+from proxy.routing.prefixes import PLACES, Prefixes, marks_of
+from proxy.routing.route import Route
 from proxy.routing.standing import OTHERS_TOKENS, Standing
 from proxy.routing.waiting import Line
 from proxy.settings import Settings
 from proxy.snapshot import Backend, Model, Snapshot, SnapshotError
+from proxy.wire.operation import FORM
+from proxy.wire.prompt import BYTES_A_TOKEN, FILE_BYTES, FILE_TOKENS, prompt_tokens
 
 if TYPE_CHECKING:
     from proxy.exchange import Exchange
@@ -141,6 +144,9 @@ class Router:
         record, principal = exchange.record, exchange.principal
         key = "" if principal is None else principal.key_id
         prompt = len(exchange.body) // BYTES_A_TOKEN + 1
+        large = prompt > FILE_BYTES // BYTES_A_TOKEN
+        if large:
+            prompt = prompt_tokens(exchange.body) if operation.media is not FORM else FILE_TOKENS
         answer = 0
         if operation.generates:
             answer, most = int(lane.answer), record.max_tokens
@@ -152,6 +158,8 @@ class Router:
             policy = lane.policy
             if policy.reads_prompt and operation.prompt is not None:
                 route.marks = marks_of(operation.prompt(request), lane.seed)
+                if large:  # a file in it has more bytes than its tokens would have
+                    route.marks = route.marks[: bisect(PLACES, prompt * BYTES_A_TOKEN)]
             if policy.reads_session:
                 route.session = exchange.headers.get(b"x-session-id", b"") or record.user.encode()
             if operation.continues is not None and (previous := operation.continues(request)):

@@ -7,8 +7,9 @@ from typing import ClassVar, Final
 
 from proxy.routing.policies.policy import Stateless, draws
 from proxy.routing.prefixes import leading
-from proxy.routing.route import BYTES_A_TOKEN, Route
+from proxy.routing.route import Route
 from proxy.routing.standing import Standing
+from proxy.wire.prompt import BYTES_A_TOKEN
 
 HELD: Final = 1 / 16
 """Of what a token to be computed costs: a token that is held while answers grow. They are decoded together."""

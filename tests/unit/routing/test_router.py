@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 from proxy.engines import EngineLoad
 from proxy.errors import ClientGone, NotReady, Overloaded, RateLimited
+from proxy.exchange import Exchange, Remembered
+from proxy.flow import Flow
 from proxy.routing.waiting import QUANTUM
 from proxy.snapshot import Model, Snapshot, SnapshotFile
+from proxy.wire import audio
 from tests.support.routing import START_NS, Asked, S, World, backend, catalogue, world_of
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
@@ -148,6 +151,25 @@ def test_of_several_keys_none_may_have_an_engine_compute_its_prompts_only() -> N
         asked[0].first_token()
         assert world.ask("noisy", LONG).standing
         assert world.ask("quiet", LONG * 10).standing  # one may be as long as it is
+
+
+def picture(text: str) -> list[dict[str, Any]]:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}}
+    return [{"role": "user", "content": [{"type": "text", "text": text}, image]}]
+
+
+def test_a_file_is_as_long_for_an_engine_as_what_it_shows_or_says() -> None:
+    with world_of(TWO) as world:
+        asked = world.ask(messages=picture(LONG))
+        assert 2000 < asked.route.prompt < 2200
+        reach = world.ask(messages=picture(LONG)).route.reach or {}
+        assert 900 < reach[world[asked.backend].bit] // 4 < asked.route.prompt, "its text"
+        assert world.ask(text=LONG * 100).route.prompt > 100_000
+        body = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a.wav"\r\n\r\n%b\r\n--b--\r\n' % bytes(400_000)
+        recording = Exchange(START_NS, b"POST", audio.OPERATIONS[0].path, {}, body, Remembered(), Flow(lambda: None))
+        request = audio.OPERATIONS[0].read(body, recording.record, b"multipart/form-data; boundary=b")
+        route = world.router.route(recording, audio.OPERATIONS[0], request, world.snapshot.models["m"], world.snapshot)
+        assert route.prompt == 1000
 
 
 def test_when_the_others_have_been_quiet_for_a_while_one_has_it_all_again() -> None:
