@@ -22,7 +22,7 @@ from proxy.routing.waiting import Line
 from proxy.settings import Settings
 from proxy.snapshot import Backend, Model, Snapshot, SnapshotError
 from proxy.wire.operation import FORM
-from proxy.wire.prompt import BYTES_A_TOKEN, FILE_BYTES, FILE_TOKENS, prompt_tokens
+from proxy.wire.prompt import BYTES_A_TOKEN, FILE_TOKENS, prompt_tokens
 
 if TYPE_CHECKING:
     from proxy.exchange import Exchange
@@ -49,6 +49,8 @@ SOON_S: Final = 10
 """The longest that a client is told to wait for a backend that is out: requests, too, find out whether it is back."""
 ONLY: Final = "only"
 """What records have for a choice that wasn't one."""
+LARGE: Final = 32 * 1024
+"""Bytes of a request; in a smaller one a file does no harm if it is taken for text."""
 MOST_SCORES: Final = 8
 """That are kept of one request."""
 MOST_ANSWERS: Final = 10_000
@@ -143,9 +145,9 @@ class Router:
             lane = self._lanes[model.name] = self._lane(model, snapshot)
         record, principal = exchange.record, exchange.principal
         key = "" if principal is None else principal.key_id
-        prompt = len(exchange.body) // BYTES_A_TOKEN + 1
-        large = prompt > FILE_BYTES // BYTES_A_TOKEN
-        if large:
+        length = len(exchange.body)
+        prompt = length // BYTES_A_TOKEN + 1
+        if length > LARGE:
             prompt = prompt_tokens(exchange.body) if operation.media is not FORM else FILE_TOKENS
         answer = 0
         if operation.generates:
@@ -158,7 +160,7 @@ class Router:
             policy = lane.policy
             if policy.reads_prompt and operation.prompt is not None:
                 route.marks = marks_of(operation.prompt(request), lane.seed)
-                if large:  # a file in it has more bytes than its tokens would have
+                if length > LARGE:  # a file in it has more bytes than its tokens would have
                     route.marks = route.marks[: bisect(PLACES, prompt * BYTES_A_TOKEN)]
             if policy.reads_session:
                 route.session = exchange.headers.get(b"x-session-id", b"") or record.user.encode()

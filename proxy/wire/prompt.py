@@ -9,15 +9,14 @@ BYTES_A_TOKEN: Final = 4
 FILE_TOKENS: Final = 1000
 """What engines make of a picture is by its size in pixels, and of a recording by its length; by its bytes each would look like a
 book."""
-FILE_BYTES: Final = 4096
-"""In fewer there is no file worth looking for."""
 _INLINE = b";base64,"
+_SMALL = 4096
 
 
 def prompt_tokens(body: bytes) -> int:
     """Of a prompt in JSON, files written into it included."""
     length, files = len(body), 0
-    if length > FILE_BYTES and _INLINE in body:
+    if length > _SMALL and _INLINE in body:
         length, files = _without_files(body)
     return length // BYTES_A_TOKEN + 1 + files * FILE_TOKENS
 

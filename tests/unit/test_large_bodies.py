@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from time import thread_time_ns
+from time import sleep, thread_time_ns
 from typing import Any
 
 import pytest
@@ -22,6 +22,9 @@ BODIES = {
     "an image": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:," + "A" * 8_000_000}}]}],
     "not ASCII": [{"role": "user", "content": "Grüße ☃ " * 650_000}],
 }
+PARSES = 5
+ATTEMPTS = 30
+"""What the machine's other users take away, memory's speed above all, only ever adds: the quietest of so many counts."""
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/messages")
 
 
@@ -58,13 +61,15 @@ def test_a_body_of_8_mb_keeps_the_loop_no_longer_than_a_few_parses_of_it(
     asked = {"model": "m", "input" if path.endswith("responses") else "messages": BODIES[kind], **more}
     body = json.dumps(asked, separators=separators, ensure_ascii=False).encode()
     assert len(body) > 6_000_000
-    turns, parses = [], []
-    for _ in range(3):
+    turns: list[int] = []
+    parses: list[int] = []
+    while not turns or (len(turns) < ATTEMPTS and min(turns) > PARSES * min(parses)):
         client, engine = plane.client(), plane.engine()
         turns.append(longest_turn_ns(client, request(path, body, key=KEY)))
         parses.append(parse_ns(body))
         assert len(engine.heard) > len(body)
         client.leaves()
         assert engine.closed
-    # A few are three at most; twice that where memory is slow, which such an image's parse, a copy, feels least.
-    assert min(turns) < 8 * min(parses)
+        if len(turns) > 3:
+            sleep(0.2)
+    assert min(turns) <= PARSES * min(parses)
