@@ -68,6 +68,49 @@ PRIORITIES: tuple[PriorityName, ...] = get_args(PriorityName)
 Weight = Annotated[float, Meta(ge=0.001, le=1000)]
 
 
+CachePolicyName = Literal["off", "deterministic", "all"]
+"""Which answers may be given again; each allows what those before it do."""
+CACHE_POLICIES: tuple[CachePolicyName, ...] = get_args(CachePolicyName)
+CacheScopeName = Literal["key", "team", "everyone"]
+IsolationName = Literal["key", "team"]
+"""Who may have use of the prompts that an engine has already computed."""
+ISOLATIONS: tuple[IsolationName, ...] = get_args(IsolationName)
+EngineParameter = Literal[
+    "cache_salt",
+    "priority",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "namespace",
+    "vllm_xargs",
+    "data_parallel_rank",
+    "request_id",
+]
+"""What engines take in a request's body and what is for whoever runs them to say, not for callers."""
+Ttl = Annotated[float, Meta(ge=1, le=30 * 86_400)]
+"""Seconds."""
+
+
+class SemanticCacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An answer to a question that means the same. `model`: who makes embeddings, of those served here. `threshold`: the cosine
+    from which on two questions count as the same."""
+
+    model: ModelName
+    threshold: Annotated[float, Meta(gt=0, le=1)] = 0.95
+
+
+class ModelCacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of one model, instead of what `cache` says of all.
+
+    revision: anything that changes when the model's answers do, for what the proxy can't see (weights replaced under one name).
+    """
+
+    policy: CachePolicyName | None = None
+    scope: CacheScopeName | None = None
+    ttl: Ttl | None = None
+    revision: str = ""
+    semantic: SemanticCacheSettings | None = None
+
+
 class BackendSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One inference server. `url` is its root, with or without `/v1`. `ca_file`: the authorities (PEM) that may vouch for an
     `https` one, instead of the system's.
@@ -173,6 +216,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     aliases: other names under which it may be asked for. A model that a backend serves under such a name comes first.
     defaults: parameters that are added to requests that don't say them (`temperature`, `max_tokens`, ...).
     assumed_output_tokens: what limits and budgets set aside for an answer whose request doesn't say how long it may become.
+    cache: which answers may be given again, instead of what `cache` says of all models.
+    prefix_isolation: engines reuse computed prompts (vLLM's prefix cache) for one key, or one team, only, and not for whoever
+    asks: by how fast an answer begins nobody can tell then what others have asked.
     """
 
     price: PriceSettings | None = None
@@ -183,6 +229,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     assumed_output_tokens: Count = 1024
     policy: PolicyName | None = None
     fallbacks: tuple[ModelName, ...] = ()
+    cache: ModelCacheSettings = ModelCacheSettings()
+    prefix_isolation: IsolationName | None = None
 
     def __post_init__(self) -> None:
         if wrong := sorted(self.defaults.keys() & NOT_DEFAULTS):
@@ -228,6 +276,9 @@ class AllowanceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     operations: what may be asked for.
     expires: from this moment on nothing may be; with its zone, such as 2026-12-31T18:00:00+01:00.
     priority: who is next where requests wait for an engine: all of `high` before all of `normal`, and these before all of `low`.
+    cache: which answers may be given again. Of all that is said about it, for the model too, the strictest counts.
+    engine_parameters: of the parameters that steer an engine from inside, those that requests may set. What any level allows is
+    allowed.
     """
 
     requests_per_minute: Count | None = None
@@ -241,6 +292,8 @@ class AllowanceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     expires: Annotated[datetime, Meta(tz=True)] | None = None
     budgets: tuple[BudgetSettings, ...] = ()
     priority: PriorityName = "normal"
+    cache: CachePolicyName | None = None
+    engine_parameters: tuple[EngineParameter, ...] = ()
 
 
 class TeamSettings(AllowanceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

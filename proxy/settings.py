@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Collection
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,12 +28,15 @@ from proxy.nouns import (
     AllowanceSettings,
     BackendSettings,
     BoundsSettings,
+    CachePolicyName,
+    CacheScopeName,
     KeySettings,
     ModelSettings,
     Name,
     PolicyName,
     ProjectSettings,
     TeamSettings,
+    Ttl,
     UserSettings,
 )
 from proxy.pricelist import CURRENCY, pricelist
@@ -229,6 +233,24 @@ class RoutingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     policy: PolicyName = "auto"
 
 
+class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Answers that are given again: in each worker's memory, and in Redis where there is one.
+
+    policy: which may be. `deterministic`: those to requests with temperature 0 or a seed, and n of 1; `all`: any.
+    scope: who may get an answer that somebody else had: nobody (`key`), the same team, everyone. A key of no team is alone.
+    ttl: seconds.
+    memory_bytes: of one worker; 0: nothing is kept there. entry_bytes: longer answers aren't kept.
+    pace: events per second of a stream that is given again; all at once unless said.
+    """
+
+    policy: CachePolicyName = "deterministic"
+    scope: CacheScopeName = "key"
+    ttl: Ttl = 3600.0
+    memory_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
+    entry_bytes: Bytes = 1024 * 1024
+    pace: Annotated[float, Meta(gt=0, le=100_000)] | None = None
+
+
 class CaptureSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Prompts and answers in traces: off unless switched on."""
 
@@ -269,6 +291,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     routing: RoutingSettings = RoutingSettings()
     health: HealthSettings = HealthSettings()
     waiting: WaitingSettings = WaitingSettings()
+    cache: CacheSettings | None = None
 
     def __post_init__(self) -> None:
         for field, value in (
@@ -329,6 +352,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name, model in self.models.items():
             if itself := {name, *model.aliases} & set(model.fallbacks):
                 raise ValueError(f"models.{name}.fallbacks: {sorted(itself)[0]!r} is the model itself; allowed: others")
+            semantic = model.cache.semantic
+            if semantic is not None and semantic.model in (name, *model.aliases):
+                raise ValueError(
+                    f"models.{name}.cache.semantic.model: {semantic.model!r} is the model itself; "
+                    "allowed: one that makes embeddings"
+                )
 
     def backend_name(self, index: int) -> str:
         return self.backends[index].name or f"backend-{index}"
@@ -403,8 +432,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @classmethod
     def of(cls, mapping: object) -> Settings:
         """Check what a YAML or JSON file held. Raises SettingsError."""
-        if mapping is None:
-            mapping = {}
+        mapping = {} if mapping is None else _worded(mapping)
         try:
             return msgspec.convert(_priced(mapping), cls)
         except msgspec.ValidationError as error:
@@ -438,6 +466,31 @@ def _is_redis_url(url: str) -> bool:
     if parts.scheme == "unix":
         return bool(parts.path)
     return parts.scheme in ("redis", "rediss") and bool(parts.hostname) and re.fullmatch(r"/?\d{0,6}", parts.path) is not None
+
+
+def _worded(mapping: Any) -> Any:
+    """The same, with the word where YAML took `off` for false: for the cache as a whole, for whoever has an allowance, for a
+    model."""
+    if not isinstance(mapping, dict):
+        return mapping
+    whole = {name: _off(value, "cache") if name == "everyone" else value for name, value in mapping.items()}
+    for name in ("teams", "users", "projects", "keys", "models"):
+        if isinstance(section := whole.get(name), dict):
+            policy = _off_policy if name == "models" else partial(_off, field="cache")
+            whole[name] = {each: policy(value) for each, value in section.items()}
+    return _off_policy(whole | {"cache": None} if whole.get("cache") is False else whole)
+
+
+def _off_policy(section: Any) -> Any:
+    match section:
+        case {"cache": dict() as cache}:
+            return {**section, "cache": _off(cache, "policy")}
+        case _:
+            return section
+
+
+def _off(section: Any, field: str) -> Any:
+    return {**section, field: "off"} if isinstance(section, dict) and section.get(field) is False else section
 
 
 def _priced(mapping: Any) -> Any:

@@ -16,11 +16,12 @@ from proxy.admission.elsewhere import Elsewhere, Own, subject_of
 from proxy.admission.estimate import costs_of, input_tokens, output_tokens
 from proxy.admission.permit import Permit
 from proxy.admission.standing import Costs, Plan, Standing, Window
-from proxy.errors import Forbidden, PromptTooLong
+from proxy.errors import Forbidden, InvalidRequest, PromptTooLong
 from proxy.exchange import Exchange
 from proxy.reply import Reply
 from proxy.snapshot import UNLIMITED, Allowance, Model, Principal, Snapshot
 from proxy.spend.windows import Period
+from proxy.wire.body import Request
 from proxy.wire.operation import FORM, EngineOperation
 
 if TYPE_CHECKING:
@@ -38,12 +39,13 @@ _BEFORE = b""
 class _Known:
     """What holds for one key, for as long as the snapshot says so."""
 
-    __slots__ = ("free", "max_input", "operations", "plan", "principal")
+    __slots__ = ("free", "max_input", "operations", "parameters", "plan", "principal")
 
     def __init__(self, principal: Principal, levels: list[tuple[str, str, Allowance]], plan: Plan) -> None:
         self.principal = principal
         self.plan = plan
         self.operations = _common(allowance.operations for _, _, allowance in levels)
+        self.parameters = frozenset(name for _, _, allowance in levels for name in allowance.engine_parameters)
         self.max_input = min(
             ((allowance.max_input_tokens, level) for level, _, allowance in levels if allowance.max_input_tokens is not None),
             default=None,
@@ -75,6 +77,16 @@ class Admission:
         that weren't counted in them: those that were under way then, and `_BEFORE` for what had ended."""
 
     # -- a request --
+
+    def check_parameters(self, request: Request, principal: Principal, snapshot: Snapshot) -> None:
+        """Raises InvalidRequest for what steers an engine from inside (`request.internal`), unless one of the caller's levels
+        allows it: with it one could jump the queue, read another's prefixes, or bring an engine down."""
+        allowed = self._learn(principal, snapshot).parameters
+        for name in request.internal:
+            if name not in allowed:
+                raise InvalidRequest(
+                    f"`{name}` is for whoever runs the engine to set: this key may not.", param=name, code="parameter_not_allowed"
+                )
 
     def admit(
         self,

@@ -61,6 +61,10 @@ class Allowance(msgspec.Struct, array_like=True, frozen=True):
     blocked: bool = False
     priority: int = USUAL
     """Where requests wait for an engine: 0 comes before 1, and that before 2."""
+    cache: str = ""
+    """Which answers may be given again; "": nothing is said here."""
+    engine_parameters: tuple[str, ...] = ()
+    """Parameters for the engine's own use that requests may set; what one level allows is allowed."""
 
 
 UNLIMITED = Allowance()
@@ -117,6 +121,10 @@ class Backend(msgspec.Struct, array_like=True, frozen=True):
     """Prompt tokens that one of several keys may have it compute at a time."""
     drained: bool = False
     """It gets no more requests."""
+    version: str = ""
+    """Of its engine, as it says; "": it has never said."""
+    essences: dict[str, str] = {}
+    """Model → a digest of what the backend says of it, as control knew it last. Nobody else needs it."""
 
 
 class Bounds(msgspec.Struct, array_like=True, frozen=True):
@@ -137,6 +145,28 @@ class LaterPrice(msgspec.Struct, array_like=True, frozen=True):
     input_pico: int
     cached_input_pico: int
     output_pico: int
+
+
+class ModelCache(msgspec.Struct, array_like=True, frozen=True):
+    """What is said about the cache for one model; "" and 0: what is said for all. `semantic_model` "": only what is the same."""
+
+    policy: str = ""
+    scope: str = ""
+    ttl_s: float = 0.0
+    semantic_model: str = ""
+    semantic_threshold: float = 0.0
+
+
+class Purge(msgspec.Struct, array_like=True, frozen=True):
+    """Answers that were complete before `before_unix_ns` are not to be given again, as far as all of the rest that is said fits
+    them: the model, whose request it was."""
+
+    before_unix_ns: int
+    model: str = ""
+    key_id: str = ""
+    team: str = ""
+    user: str = ""
+    """Whose key it was, or whom the caller named."""
 
 
 class Model(msgspec.Struct, array_like=True, frozen=True):
@@ -165,6 +195,11 @@ class Model(msgspec.Struct, array_like=True, frozen=True):
     """Who of several backends is to answer; "": as for all models."""
     fallbacks: tuple[str, ...] = ()
     """Models that are asked instead, one after the other, when no backend of this one can answer."""
+    revision: str = ""
+    """Another one: it may answer otherwise."""
+    cache: ModelCache = ModelCache()
+    prefix_isolation: str = ""
+    """Who shares computed prompts in an engine: `key` or `team`; "": whoever asks."""
 
     def price_at(self, unix_ns: int) -> Model | LaterPrice:
         """What has the price of that moment."""
@@ -210,6 +245,9 @@ class SnapshotFile(msgspec.Struct, array_like=True):
     issuers: tuple[Issuer, ...] = ()
     patterns: dict[str, Model] = {}
     """Pattern (`gpt-*`) → what is known of all models of such names, but for those in `models`. `Model.name` is the pattern."""
+    cache_secret: bytes = b""
+    """With which the cache makes its keys and vouches for its entries; without one nothing is cached."""
+    purges: tuple[Purge, ...] = ()
 
 
 class _Caller:
@@ -244,6 +282,8 @@ class Snapshot:
         self.projects = file.projects
         self.issuers = file.issuers
         self.patterns = file.patterns
+        self.cache_secret = file.cache_secret
+        self.purges = file.purges
         self._covered: dict[str, Model] = {}
         self._keys = KeyTable.of(file.keys)
         self._found: dict[bytes, tuple[Principal, int]] = {}

@@ -3,12 +3,15 @@ said. Everything else stays as the caller wrote it, byte for byte."""
 
 from __future__ import annotations
 
+import hashlib
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
+from proxy.errors import NotReady
 from proxy.exchange import Record
 from proxy.wire.body import Change, Request, new_values, place, read_object
 from proxy.wire.bounds import LIMITS
@@ -17,6 +20,7 @@ from proxy.wire.operation import FORM, MAX_TEXT, EngineOperation
 
 Defaults = tuple[tuple[str, bytes], ...]
 """Parameters (name, JSON)."""
+_SALT = "cache_salt"
 
 
 def adapt(
@@ -48,6 +52,31 @@ def adapt(
         record.requested_model = (asked or "")[:MAX_TEXT]
         record.model = name[:MAX_TEXT]
     return tuple(changes)
+
+
+def salt(secret: bytes, tenant: str) -> bytes:
+    """What keeps the prompts that an engine has computed for one tenant from being of use to another (vLLM's `cache_salt`): 43
+    characters that only this installation can make. JSON. Raises NotReady without the installation's secret."""
+    if not secret:
+        raise NotReady("The proxy can't keep prompts apart yet; try again in a moment.")
+    digest = hashlib.blake2b(tenant.encode(), digest_size=32, key=secret, person=b"glasshouse-salt").digest()
+    return b'"%b"' % urlsafe_b64encode(digest).rstrip(b"=")
+
+
+def salted(
+    operation: EngineOperation[Any], request: Request, body: bytes, defaults: Defaults, value: bytes
+) -> tuple[Change, ...]:
+    """The changes with which a vLLM computes the prompt with this salt. One that a caller may say, or the model's settings do,
+    holds instead."""
+    if (
+        not operation.counted
+        or operation.media is FORM
+        or _SALT in request.internal
+        or any(name == _SALT for name, _ in defaults)
+    ):
+        return ()
+    fields = read_object(body)
+    return tuple(new_values(body, fields, {_SALT: value})) if fields else ()
 
 
 def _renamed_form(body: bytes, content_type: bytes, name: str) -> list[Change]:

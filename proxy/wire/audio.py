@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from proxy.errors import InvalidRequest
 from proxy.exchange import Record, UsageSource
-from proxy.wire.body import Request
+from proxy.wire.body import INTERNAL, Request
 from proxy.wire.form import form_type, read_form
 from proxy.wire.operation import FORM, MAX_TEXT, EngineOperation, Upstream, read_any_answer
 from proxy.wire.stream import Terms
@@ -62,6 +62,7 @@ def _read(body: bytes, record: Record, content_type: bytes = b"") -> AudioReques
         boundary=form.boundary,
         include_usage=_flag(fields, "stream_include_usage"),
         continuous_usage=_flag(fields, "stream_continuous_usage_stats"),
+        internal=tuple(name for name in fields if name in INTERNAL),
     )
 
 

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from proxy.errors import InvalidRequest
+from proxy.nouns import EngineParameter
 
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """What a record can hold; nobody means a larger one."""
@@ -24,6 +25,8 @@ MAX_NUMBER = 64
 """Bytes of a number that the proxy reads. A longer one would take a reader quadratic time, and none needs it."""
 TOO_LARGE = "integer_above_max_value"
 """OpenAI's code for it."""
+INTERNAL = frozenset(get_args(EngineParameter))
+"""Parameters that steer an engine from inside: who may say them is for each key's levels to say."""
 _NUMERIC = tuple(b"%c" % character for character in b'-0123456789"')
 
 
@@ -38,6 +41,8 @@ class Request(Struct, kw_only=True):
     model: str | None = None
     """None: the only one there is."""
     stream: bool | None = False
+    internal: tuple[str, ...] = ()
+    """What it says of `INTERNAL`, null being nothing said. The reader's to write, whatever the body has under this name."""
 
 
 R = TypeVar("R", bound=Request)
@@ -54,7 +59,7 @@ class Reader(Generic[R]):
     def __init__(self, shape: type[R]) -> None:
         self._shape = shape
         self._decode = msgspec.json.Decoder(shape).decode
-        self._types = {field.name: field.type for field in msgspec.structs.fields(shape)}
+        self._types = {field.name: field.type for field in msgspec.structs.fields(shape) if field.name != "internal"}
 
     def __call__(self, body: bytes) -> R:
         """Raises InvalidRequest, in words for the caller, if the proxy can't act on the body."""
@@ -65,6 +70,7 @@ class Reader(Generic[R]):
             return self._field_by_field(body)
         if not body.isascii() or not _as_usual(fields, body):
             _check(fields, body)
+        request.internal = () if INTERNAL.isdisjoint(fields) else _internal(fields)
         return request
 
     def _field_by_field(self, body: bytes) -> R:
@@ -82,7 +88,11 @@ class Reader(Generic[R]):
             raise InvalidRequest("`model` must be a string.", param="model")
         if known.get("stream", False) is None:
             raise InvalidRequest("`stream` must be true or false.", param="stream")
-        return self._shape(**known)
+        return self._shape(**known, internal=_internal(fields))
+
+
+def _internal(fields: Mapping[str, Raw]) -> tuple[str, ...]:
+    return tuple(name for name, value in fields.items() if name in INTERNAL and bytes(value) != b"null")
 
 
 def read_object(body: bytes) -> dict[str, Raw]:

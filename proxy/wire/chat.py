@@ -6,12 +6,13 @@ from msgspec import Raw
 
 from proxy.exchange import Record
 from proxy.wire.body import Reader
-from proxy.wire.generation import GenerationRequest, prepare_generation, write_facts
+from proxy.wire.generation import CACHING, GenerationRequest, prepare_generation, write_facts
 from proxy.wire.operation import EngineOperation, estimate_output, observe_answer
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
     messages: Raw = Raw(b"")
+    functions: Raw = Raw(b"")
 
 
 _read_request = Reader(ChatRequest)
@@ -32,4 +33,5 @@ OPERATION = EngineOperation(
     observe=observe_answer,
     estimate=estimate_output,
     generates=True,
+    caching=CACHING,
 )

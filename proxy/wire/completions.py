@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from proxy.exchange import Record
 from proxy.wire.body import Integer, Reader
-from proxy.wire.generation import GenerationRequest, choices_of, prepare_generation, write_facts
+from proxy.wire.generation import CACHING, GenerationRequest, choices_of, prepare_generation, write_facts
 from proxy.wire.operation import EngineOperation, estimate_output, observe_answer
 
 
@@ -51,4 +51,5 @@ OPERATION = EngineOperation(
     observe=observe_answer,
     estimate=estimate_output,
     generates=True,
+    caching=CACHING,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.wire.caching import Caching
 from proxy.wire.messages import error_body
 from proxy.wire.operation import EngineOperation, as_it_came, nothing_to_estimate, nothing_to_observe, read_without_stream
 
@@ -15,4 +16,5 @@ OPERATION = EngineOperation(
     estimate=nothing_to_estimate,
     counted=False,
     error=error_body,
+    caching=Caching(holds="input_tokens"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from proxy.exchange import Record
 from proxy.wire.body import Reader, Request
+from proxy.wire.caching import Caching
 from proxy.wire.operation import MAX_TEXT, EngineOperation, as_it_came, estimate_input, observe_answer
 
 
@@ -30,4 +31,5 @@ OPERATION = EngineOperation(
     prepare=as_it_came,
     observe=observe_answer,
     estimate=estimate_input,
+    caching=Caching(ignored=frozenset(("user", "request_id", "priority")), holds="data"),
 )

@@ -8,6 +8,7 @@ from msgspec import Raw
 
 from proxy.exchange import Record
 from proxy.wire.body import Integer, Request, more_stream_options, read_stream_options, with_stream_options
+from proxy.wire.caching import Caching
 from proxy.wire.operation import MAX_TEXT, Upstream
 from proxy.wire.stream import Terms
 
@@ -33,9 +34,25 @@ class GenerationRequest(Request, kw_only=True):
     tools: Raw = Raw(b"")
     response_format: Raw = Raw(b"")
     structured_outputs: Raw = Raw(b"")
+    seed: Integer | None = None
 
 
 R = TypeVar("R", bound=GenerationRequest)
+
+CACHING = Caching(
+    # How an answer is sent is a matter of its own (`Form`). Who asks, and how OpenAI groups and keeps prompts, no answer shows.
+    # Engines take the id in our header instead of `request_id`.
+    ignored=frozenset(
+        (
+            *("stream", "stream_options", "user", "safety_identifier", "metadata", "prompt_cache_key", "prompt_cache_retention"),
+            *("request_id", "priority"),
+        )
+    ),
+    # A stored completion can be asked for later. What is transferred is another engine's. What was found in the web changes, and
+    # llama.cpp's progress is of one moment.
+    never=frozenset(("store", "kv_transfer_params", "ec_transfer_params", "web_search_options", "return_progress")),
+    drawn=True,
+)
 
 
 def write_facts(request: R, record: Record) -> R:

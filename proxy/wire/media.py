@@ -51,7 +51,7 @@ class Media:
         at = body.find(b"[")
         if lists > 1 and at >= 0:
             at = body.find(b"[", at + 1)
-        if at >= 0 and (_names_some(body, at) or (body.find(_ESCAPE, at) >= 0 and _ESCAPED.search(body, at))):
+        if at >= 0 and _may_name(body, at):
             self._look(body)
 
     def _look(self, body: bytes) -> None:
@@ -65,13 +65,32 @@ class Media:
                 )
 
     def _takes(self, url: str) -> bool:
-        if url[:5].lower() == "data:":
+        if _inline(url):
             return True
         match = _HTTPS.fullmatch(url)
         if match is None:
             return False
         host = match[1].lower()
         return host in self._hosts or host.endswith(self._suffixes)
+
+
+def names_remote(body: bytes) -> bool:
+    """Something that a JSON body names is fetched from elsewhere, where it may be another thing tomorrow; or it can't be told."""
+    at = body.find(b"[")
+    if at < 0 or not _may_name(body, at):
+        return False
+    try:
+        return any(not _inline(url) for _, url in _urls(_read(body)))
+    except InvalidRequest:
+        return True
+
+
+def _inline(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def _may_name(body: bytes, at: int) -> bool:
+    return _names_some(body, at) or (body.find(_ESCAPE, at) >= 0 and _ESCAPED.search(body, at) is not None)
 
 
 def _names_some(body: bytes, at: int) -> bool:

@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 from proxy.errors import ProxyError
 from proxy.exchange import Record, UsageSource
 from proxy.wire.body import Integer, Reader, Request
+from proxy.wire.caching import Caching
 from proxy.wire.events import EventObserver
 from proxy.wire.operation import MAX_TEXT, EngineOperation, as_it_came, estimate_output, read_any_answer
 from proxy.wire.sse import data_of
@@ -179,4 +180,9 @@ OPERATION = EngineOperation(
     generates=True,
     usage=read_message_usage,
     error=error_body,
+    caching=Caching(
+        ignored=frozenset(("stream", "metadata", "request_id", "priority")),
+        never=frozenset(("container", "mcp_servers", "kv_transfer_params", "ec_transfer_params")),
+        drawn=True,
+    ),
 )

@@ -20,6 +20,8 @@ class Observer:
     fingerprint = b""
     """`,"system_fingerprint":"..."` as this engine last wrote it; only chunks have one."""
     tail = b""
+    usage = b""
+    """What the engine has said last of all of it (JSON), if it has."""
     done = False
     """The stream has said that it is over: what follows is nobody's."""
     first_error: bytes | None = None

@@ -11,6 +11,7 @@ from msgspec import Raw, Struct
 from proxy.errors import ProxyError, UpstreamMalformed
 from proxy.exchange import Record, UsageSource
 from proxy.wire.body import Change, Reader, Request, apply
+from proxy.wire.caching import Caching
 from proxy.wire.observer import Observer
 from proxy.wire.stream import StreamObserver, Terms
 from proxy.wire.usage import Usage, read_engine_timings, read_usage, write_finish_reason, write_usage
@@ -108,6 +109,8 @@ class EngineOperation(RelayedOperation, Generic[R], frozen=True, kw_only=True):
     lists: int = 2
     counted: bool = True
     generates: bool = False
+    caching: Caching | None = None
+    """None: its answers are never given again."""
 
 
 _read_request = Reader(Request)

@@ -3,6 +3,7 @@ it). Never streams; only input tokens, of each pair."""
 
 from __future__ import annotations
 
+from proxy.wire.caching import Caching
 from proxy.wire.operation import EngineOperation, as_it_came, estimate_input, observe_answer, read_without_stream
 
 OPERATIONS = tuple(
@@ -15,6 +16,7 @@ OPERATIONS = tuple(
         observe=observe_answer,
         estimate=estimate_input,
         lists=1,
+        caching=Caching(ignored=frozenset(("user", "request_id", "priority")), holds="results"),
     )
     for path in (b"/rerank", b"/v1/rerank", b"/v2/rerank")
 )

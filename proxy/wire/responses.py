@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 from proxy.errors import InvalidRequest, ProxyError
 from proxy.exchange import Record
 from proxy.wire.body import Integer, Reader, Request
+from proxy.wire.caching import Caching
 from proxy.wire.events import EventObserver
 from proxy.wire.operation import MAX_TEXT, EngineOperation, as_it_came, estimate_output, read_any_answer
 from proxy.wire.sse import data_of
@@ -29,10 +30,10 @@ class ResponsesRequest(Request, kw_only=True):
     max_output_tokens: Integer | None = None
     top_logprobs: Integer | None = None
     temperature: float | None = None
+    seed: Integer | None = None
     top_p: float | None = None
     user: str | None = None
     background: bool | None = None
-    request_id: Raw = Raw(b"")
     tools: Raw = Raw(b"")
     text: Raw = Raw(b"")
     instructions: Raw = Raw(b"")
@@ -140,7 +141,7 @@ def _read_responses(body: bytes, record: Record, content_type: bytes = b"") -> R
         raise InvalidRequest(
             "`background` isn't supported here: a response must be answered in its own request.", param="background"
         )
-    if len(request.request_id):
+    if "request_id" in request.internal:
         raise InvalidRequest("`request_id` is the proxy's to set: two equal ones would mix up answers.", param="request_id")
     return request
 
@@ -188,4 +189,16 @@ OPERATION = EngineOperation(
     lists=1,
     generates=True,
     usage=read_response_usage,
+    caching=Caching(
+        # Nothing else: an answer repeats what was asked for, `user` and `metadata` included.
+        ignored=frozenset(("stream", "priority")),
+        # What it goes on from, or is made of, lies with the engine, and so does what it is to keep.
+        never=frozenset(
+            (
+                *("previous_response_id", "conversation", "prompt", "background", "store"),
+                *("kv_transfer_params", "ec_transfer_params"),
+            )
+        ),
+        drawn=True,
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.wire.caching import Caching
 from proxy.wire.operation import EngineOperation, as_it_came, estimate_input, observe_answer, read_without_stream
 
 OPERATIONS = tuple(
@@ -14,6 +15,7 @@ OPERATIONS = tuple(
         observe=observe_answer,
         estimate=estimate_input,
         lists=1,
+        caching=Caching(ignored=frozenset(("user", "request_id", "priority")), holds="data"),
     )
     for path in (b"/score", b"/v1/score")
 )

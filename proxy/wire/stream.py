@@ -83,7 +83,6 @@ class StreamObserver(Observer):
         self.fingerprint = fingerprint
         self._terms = terms
         self._several = record.choices > 1
-        self._usage = b""
         self._counts: dict[int, Usage] = {}
 
     @property
@@ -107,7 +106,7 @@ class StreamObserver(Observer):
         record.usage_source = UsageSource.NONE
         if self._counts:
             self._settle_several()
-        elif self._usage and (usage := read_usage(self._usage)) is not None:
+        elif self.usage and (usage := read_usage(self.usage)) is not None:
             write_usage(usage, record)
         else:
             self._estimate()
@@ -136,8 +135,8 @@ class StreamObserver(Observer):
             self._count_several(event, usage)
             token = _TOKEN.search(event, choices) is not None
         elif usage:
-            token = usage != self._usage and (record.first_token_ns > 0 or _TOKEN.search(event, choices) is not None)
-            self._usage = usage
+            token = usage != self.usage and (record.first_token_ns > 0 or _TOKEN.search(event, choices) is not None)
+            self.usage = usage
         else:
             token = _TOKEN.search(event, choices) is not None
         if token:
@@ -183,7 +182,7 @@ class StreamObserver(Observer):
         if chunk is None or usage in (b"", b"null"):
             self._started = True
             return event
-        self._usage, self._counts = usage, {}
+        self.usage, self._counts = usage, {}
         self._record.engine = read_engine_timings(bytes(chunk.metrics), bytes(chunk.timings)) or self._record.engine
         if match := _FINGERPRINT.search(event):
             self.fingerprint = match[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.wire.caching import Caching
 from proxy.wire.operation import EngineOperation, as_it_came, nothing_to_estimate, nothing_to_observe, read_without_stream
 
 OPERATIONS = tuple(
@@ -14,6 +15,7 @@ OPERATIONS = tuple(
         observe=nothing_to_observe,
         estimate=nothing_to_estimate,
         counted=False,
+        caching=Caching(holds=holds),
     )
-    for path in (b"/tokenize", b"/detokenize")
+    for path, holds in ((b"/tokenize", "tokens"), (b"/detokenize", "prompt"))
 )

@@ -306,3 +306,49 @@ def test_the_defaults_of_time_fit_one_another() -> None:
     assert timeouts.client_idle >= 75, "longer than the pools of clients keep theirs"
     assert timeouts.connect < timeouts.first_byte
     assert re.fullmatch(r"127\.0\.0\.1:\d+", Settings().listen), "nobody is let in from outside unasked"
+
+
+def test_off_is_a_word() -> None:
+    """YAML takes it for false."""
+    said = Settings.of(
+        {
+            "cache": {"policy": False},
+            "everyone": {"cache": False},
+            **{section: {"x": {"cache": False}} for section in ("teams", "users", "projects", "keys")},
+            "models": {"m": {"cache": {"policy": False}, "defaults": {"cache": False, "policy": False}}},
+        }
+    )
+    assert said.cache is not None
+    assert said.cache.policy == said.models["m"].cache.policy == "off"
+    assert {each.cache for each in said.allowances} == {"off"}
+    assert said.models["m"].defaults == {"cache": False, "policy": False}, "the engine's, whatever they mean there"
+    assert Settings.of({"cache": False}) == Settings()
+    assert refusal({"cache": True}).startswith("cache: True is not allowed")
+    assert refusal({"keys": {"x": {"cache": True}}}).startswith("keys.x.cache: True is not allowed")
+    for section in ("everyone", "keys", "models"):
+        assert refusal({section: False}).startswith(f"{section}: False is not allowed")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("cache.policy", "most", ["cache.policy: 'most'", "off, deterministic, all"]),
+        ("cache.scope", "all", ["cache.scope: 'all'", "key, team, everyone"]),
+        ("cache.ttl", 0.5, ["cache.ttl: 0.5", ">= 1"]),
+        ("cache.ttl", 2_592_001, ["cache.ttl: 2592001", "<= 2592000"]),
+        ("cache.memory_bytes", -1, ["cache.memory_bytes: -1"]),
+        ("cache.pace", 0, ["cache.pace: 0", "> 0"]),
+        ("cache.size", 1, ["cache: there is no setting 'size' here; allowed: entry_bytes, memory_bytes, pace"]),
+        ("models", {"m": {"cache": {"ttl": 0}}}, ["models.m.cache.ttl: 0"]),
+        ("models", {"m": {"cache": {"semantic": {"model": "m"}}}}, ["models.m.cache.semantic.model: 'm' is the model itself"]),
+        ("models", {"m": {"aliases": ["n"], "cache": {"semantic": {"model": "n"}}}}, ["'n' is the model itself"]),
+        ("models", {"m": {"cache": {"semantic": {"model": "e", "threshold": 1.01}}}}, ["threshold: 1.01"]),
+        ("models", {"m": {"prefix_isolation": "user"}}, ["models.m.prefix_isolation: 'user'", "key, team"]),
+        ("everyone.cache", "none", ["everyone.cache: 'none'", "off, deterministic, all"]),
+        ("everyone.engine_parameters", ["n"], ["everyone.engine_parameters[0]: 'n'", "cache_salt, priority", "request_id"]),
+    ],
+)
+def test_what_may_not_be_said_of_the_cache(path: str, value: object, words: list[str]) -> None:
+    said = refusal(nested(path, value))
+    for each in words:
+        assert each in said
