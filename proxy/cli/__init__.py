@@ -32,6 +32,7 @@ COMMANDS = {
     "prices": "prices",
     "budgets": "budgets",
     "everyone": "everyone",
+    "cache": "cache",
     "admins": "admins",
     "usage": "usage",
     "requests": "requests",

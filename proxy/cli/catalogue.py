@@ -207,6 +207,8 @@ def limits(row: Row) -> str:
     parts = [f"{said[field]} {unit}" for field, unit in short.items() if said.get(field) is not None]
     parts += [f"only {', '.join(said[field])}" for field in ("models", "operations") if said.get(field) is not None]
     parts += [f"{said['priority']} priority"] if said.get("priority", "normal") != "normal" else []
+    parts += [f"cache {said['cache']}"] if said.get("cache") is not None else []
+    parts += [f"may set {', '.join(said['engine_parameters'])}"] if said.get("engine_parameters") else []
     return "; ".join(parts)
 
 
@@ -255,7 +257,7 @@ def field(name: str) -> Callable[[Row], object]:
 
 def in_words(field: str, value: Json) -> object:
     """A value for people; nothing for what says nothing."""
-    if value is None or value in ([], {}):
+    if value is None or value in ("", [], {}):
         return None
     if field == "budgets":
         return "; ".join(map(budget, value))

@@ -22,7 +22,16 @@ from proxy.cli.report import printable, table
 from proxy.control.discovery import Answer, DiscoveryError, address_of, ask, ask_version, max_model_len, new_client, url_of
 from proxy.control.issuers import fetch
 from proxy.control.rates import per_million_tokens, pico_per_token
-from proxy.nouns import AllowanceSettings, BackendSettings, ModelSettings, PriceSettings, covering, is_pattern
+from proxy.nouns import (
+    CACHE_POLICIES,
+    AllowanceSettings,
+    BackendSettings,
+    CachePolicyName,
+    ModelSettings,
+    PriceSettings,
+    covering,
+    is_pattern,
+)
 from proxy.pricelist import CURRENCY, pricelist
 from proxy.settings import IssuerSettings, RedisSettings, Settings
 from proxy.wire.bounds import NUMBERS
@@ -77,7 +86,7 @@ def check(backends: tuple[str, ...], config: Path | None) -> None:
     remarks += for_nobody(settings, in_use) + known_already(settings, in_use or ())
     remarks += for_nothing(settings, served) + not_counted(settings)
     remarks += shadowed(settings, served) + out_of_bounds(settings) + replaced(settings, datetime.now(UTC)) + inside(settings)
-    remarks += no_way_out(settings, findings) + without_effect(settings)
+    remarks += no_way_out(settings, findings) + without_effect(settings) + kept(settings)
     if settings.redis is not None:
         version, wrong, forgetful = _look_at_redis(settings.redis)
         click.echo(f"\nRedis: {settings.redis.shown}{f', version {version}' if version else ''}")
@@ -122,16 +131,18 @@ def unserved(settings: Settings, findings: Sequence[Finding]) -> list[str]:
 
 
 def no_way_out(settings: Settings, findings: Sequence[Finding]) -> list[str]:
-    """Fallbacks that nobody serves."""
+    """Fallbacks, and who is to make embeddings, that nobody serves."""
     if any(each.answer is None for each in findings):
         return []
     is_served = _is_served(settings, findings)
     aliases = {alias for name, model in settings.models.items() if is_served(name) for alias in model.aliases}
+    named = [(f"models.{name}.fallbacks", each) for name, model in settings.models.items() for each in model.fallbacks]
+    semantic = [(f"models.{name}.cache.semantic.model", model.cache.semantic) for name, model in settings.models.items()]
+    named += [(place, each.model) for place, each in semantic if each is not None]
     return [
-        f"models.{name}.fallbacks: no backend serves a model called {fallback!r}"
-        for name, model in settings.models.items()
-        for fallback in model.fallbacks
-        if fallback not in aliases and not is_served(fallback)
+        f"{place}: no backend serves a model called {name!r}"
+        for place, name in named
+        if name not in aliases and not is_served(name)
     ]
 
 
@@ -154,7 +165,35 @@ def without_effect(settings: Settings) -> list[str]:
             above = [settings.everyone, *([settings.teams[each.team]] if each.team in settings.teams else [])]
             if each.priority == "high" and any(other.priority == "low" for other in above):
                 said.append(f"{section}.{name}.priority: 'high' doesn't count beside the 'low' of its team or of everyone")
+            stricter = [other.cache for other in above if other.cache is not None and _is_stricter(other.cache, each.cache)]
+            if stricter:
+                said.append(
+                    f"{section}.{name}.cache: {each.cache!r} doesn't count beside the {stricter[0]!r} of its team or of everyone"
+                )
     return said
+
+
+def _is_stricter(policy: CachePolicyName, other: CachePolicyName | None) -> bool:
+    return other is not None and CACHE_POLICIES.index(policy) < CACHE_POLICIES.index(other)
+
+
+def kept(settings: Settings) -> list[str]:
+    """What is said of the cache and keeps nothing, or gives more to others than is usual."""
+    scopes = [(f"models.{name}.cache.scope", model.cache.scope) for name, model in settings.models.items()]
+    if settings.cache is None:
+        said: list[tuple[str, object]] = [(f"{place}.cache", each.cache) for place, each in _allowances(settings)]
+        said += [(f"models.{name}.cache", model.cache.policy) for name, model in settings.models.items()]
+        said += [(f"models.{name}.cache.semantic", model.cache.semantic) for name, model in settings.models.items()]
+        places = [place for place, value in [*said, *scopes] if value not in (None, "off")]
+        return [f"{place}: nothing is kept where there is no section `cache`" for place in places]
+    cache = settings.cache
+    remarks = []
+    if not cache.memory_bytes and settings.redis is None:
+        remarks.append("cache.memory_bytes: 0, and there is no Redis: nothing is kept")
+    elif 0 < cache.memory_bytes < cache.entry_bytes:
+        remarks.append(f"cache.entry_bytes: {cache.entry_bytes}, and a worker has room for {cache.memory_bytes}")
+    shared = [place for place, scope in [("cache.scope", cache.scope), *scopes] if scope == "everyone"]
+    return remarks + [f"{place}: what was answered to one team is given to others" for place in shared]
 
 
 def not_covered(settings: Settings) -> list[str]:

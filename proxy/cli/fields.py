@@ -15,7 +15,7 @@ import click
 
 from proxy.cli.complete import names
 from proxy.cli.values import Assignment, Budget, Number, Several, Until, Value
-from proxy.nouns import POLICIES, PRIORITIES
+from proxy.nouns import CACHE_POLICIES, ISOLATIONS, POLICIES, PRIORITIES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Changes = list[tuple[str, Value]]
@@ -25,7 +25,8 @@ _COUNT = click.IntRange(min=1)
 
 
 class Field(NamedTuple):
-    """An option, and the field that it is for. `many`: it may be repeated, and makes a list."""
+    """An option, and the field that it is for. `many`: it may be repeated, and makes a list. `path`: where the field is, if not
+    under its own name."""
 
     option: str
     type: click.ParamType[Any]
@@ -34,6 +35,7 @@ class Field(NamedTuple):
     metavar: str | None = None
     completes: str | None = None
     """The noun whose names it takes."""
+    path: str | None = None
 
 
 FIELDS = {
@@ -51,6 +53,10 @@ FIELDS = {
     "operations": Field("--operations", _LIST, "chat, embeddings, ...; others are refused.", many=True, metavar="A,B"),
     "expires": Field("--expires", Until(), "30d (from now), 2026-12-31 or 2026-12-31T18:00+01:00.", metavar="WHEN"),
     "priority": Field("--priority", click.Choice(PRIORITIES), "Who is next where requests wait for an engine."),
+    "cache": Field("--cache", click.Choice(CACHE_POLICIES), "Which answers may be given again; the strictest counts."),
+    "engine_parameters": Field(
+        "--engine-parameters", _LIST, "cache_salt, priority, ...; others are refused.", many=True, metavar="A,B"
+    ),
     "budgets": Field("--budget", Budget(), "'500 EUR/month', '5M tokens/day'; behind it a time zone, soft.", many=True),
     "aliases": Field("--alias", _LIST, "Another name for it; may be repeated.", many=True, metavar="NAME"),
     "policy": Field("--policy", click.Choice(POLICIES), "Who of several backends is to answer."),
@@ -61,6 +67,12 @@ FIELDS = {
         many=True,
         metavar="MODEL",
         completes="models",
+    ),
+    "cache_policy": Field(
+        "--cache", click.Choice(CACHE_POLICIES), "Which answers may be given again; the strictest counts.", path="cache.policy"
+    ),
+    "prefix_isolation": Field(
+        "--prefix-isolation", click.Choice(ISOLATIONS), "Engines reuse computed prompts for one key, or one team, only."
     ),
     "assumed_output_tokens": Field("--assumed-output-tokens", _COUNT, "Set aside for an answer of unknown length."),
     "defaults": Field(
@@ -85,6 +97,8 @@ ALLOWANCE = (
     "operations",
     "expires",
     "priority",
+    "cache",
+    "engine_parameters",
     "budgets",
 )
 
@@ -95,7 +109,8 @@ def field_options(*fields: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def run(*arguments: Any, assigned: Sequence[tuple[str, Value]], unset: Sequence[str], **options: Any) -> Any:
-            changes = [(field, value) for field in fields if (value := _said(field, options.pop(field))) is not None]
+            said = [(FIELDS[field].path or field, _said(field, options.pop(field))) for field in fields]
+            changes = [(field, value) for field, value in said if value is not None]
             changes += [*assigned, *((field, None) for field in unset)]
             return command(*arguments, changes=changes, **options)
 

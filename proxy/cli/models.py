@@ -12,6 +12,7 @@ _COLUMNS: Columns = {
     "ALIASES": setting("aliases"),
     "POLICY": setting("policy"),
     "FALLBACKS": setting("fallbacks"),
+    "CACHE": lambda row: in_words("cache", row["settings"]["cache"]),
     "DEFAULTS": lambda row: in_words("defaults", row["settings"]["defaults"]),
     "INPUT": lambda row: row["price"]["input"],
     "CACHED INPUT": lambda row: row["price"]["cached_input"],
@@ -19,7 +20,9 @@ _COLUMNS: Columns = {
     "PER MILLION TOKENS IN": lambda row: row["price"]["currency"],
     "DECLARED IN": source,
 }
-_FIELDS = ("aliases", "policy", "fallbacks", "defaults", "bounds", "assumed_output_tokens")
+_FIELDS = (
+    *("aliases", "policy", "fallbacks", "cache_policy", "prefix_isolation", "defaults", "bounds", "assumed_output_tokens"),
+)
 _NOUN = NounCommands("models", "model", _FIELDS, _COLUMNS, is_there=True)
 
-models = _NOUN.group("What may be asked for: aliases, policies, fallbacks, defaults, bounds.", creates=False)
+models = _NOUN.group("What may be asked for: aliases, policies, fallbacks, what is cached, defaults, bounds.", creates=False)

@@ -34,13 +34,14 @@ from proxy.store.run_time import Action
 
 
 class BackendState(Object, kw_only=True):
-    """`kind`, `models`: what it turned out to be and to serve. `reachable` is null until it was asked; `error` is why it isn't.
-    `answered_at` is the last good answer. `drained`: it gets no more requests. `weight`: what holds, whether it is declared or
-    was said at run time."""
+    """`kind`, `version`, `models`: what it turned out to be and to serve. `reachable` is null until it was asked; `error` is why
+    it isn't. `answered_at` is the last good answer. `drained`: it gets no more requests. `weight`: what holds, whether it is
+    declared or was said at run time."""
 
     object: Literal["backend"] = "backend"
     url: str
     kind: str
+    version: str | None
     models: list[str]
     reachable: bool | None
     error: str | None
@@ -64,6 +65,7 @@ def _show(state: State, held: Held[BackendSettings]) -> BackendState:
         **common(held),
         url=url_of(backend),
         kind=backend.kind if known is None else known.backend.kind,
+        version=None if known is None else known.backend.version or None,
         models=list(held.value.models) if known is None else known.models(),
         reachable=None if known is None else known.reachable,
         error=None if known is None else known.error or None,

@@ -76,6 +76,8 @@ def allowance(said: AllowanceSettings) -> Allowance:
         budgets=tuple(map(_budget, said.budgets)),
         blocked=isinstance(said, TeamSettings) and said.blocked,
         priority=_PRIORITIES[said.priority],
+        cache=said.cache or "",
+        engine_parameters=said.engine_parameters,
     )
 
 

@@ -1,4 +1,4 @@
-"""Asking a backend what it serves: `GET /v1/models`, and for people `GET /version`.
+"""Asking a backend what it serves: `GET /v1/models`, and a vLLM which one it is: `GET /version`.
 
 What a backend says is kept as it said it: the entry of a model is its *card*, raw JSON, which workers hand on to clients.
 """
@@ -31,10 +31,11 @@ class DiscoveryError(Exception):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a backend serves: model → card, in the backend's order."""
+    """What a backend serves: model → card, in the backend's order. `version`: of its engine; "": it doesn't say."""
 
     kind: Kind
     cards: dict[str, bytes]
+    version: str = ""
 
 
 class _Models(msgspec.Struct):

@@ -29,10 +29,19 @@ from proxy.control.declared import Declared, principal
 from proxy.files import replace_file
 from proxy.nouns import KeySettings
 from proxy.settings import Settings
-from proxy.snapshot import Allowance, KeyTable, Principal, SnapshotError, SnapshotFile, decode_principal, encode_principal
+from proxy.snapshot import (
+    Allowance,
+    KeyTable,
+    Principal,
+    Purge,
+    SnapshotError,
+    SnapshotFile,
+    decode_principal,
+    encode_principal,
+)
 from proxy.spend.periods import Counted
 from proxy.spend.windows import Period
-from proxy.store import LiveKey, StoreError, audit_rows, live_keys, open_database, reader, revision
+from proxy.store import LiveKey, StoreError, audit_rows, cache_secret, live_keys, marks, open_database, reader, revision
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +54,8 @@ MOST_CHANGES = 500
 _TOLD = 20
 """So many names stand in a line of the log at most."""
 
-_KEYS = ("keys", "admin_keys")
-"""Nouns whose changes change nothing of the others."""
+_APART = ("keys", "admin_keys", "cache")
+"""Nouns whose changes change nothing of the others. What is withdrawn from the cache is read with every change."""
 
 
 class Known(NamedTuple):
@@ -54,6 +63,7 @@ class Known(NamedTuple):
 
     without_key: names of keys for which the file declares something and that no key has; None until the keys are known.
     missing: teams, users and projects that something is of and that aren't there.
+    cache_secret, purges: as in the snapshot.
     """
 
     declared: Declared
@@ -62,6 +72,8 @@ class Known(NamedTuple):
     counted: Counted
     without_key: list[str] | None
     missing: list[str]
+    cache_secret: bytes
+    purges: tuple[Purge, ...]
 
 
 class _Entry(NamedTuple):
@@ -103,7 +115,9 @@ class CatalogueFeed:
         """Secrets that have changed since the table was built."""
         self._audited = -1
         """The last row of the audit log that `known` includes; -1: nothing was read yet."""
-        self._begin_with(SnapshotFile() if previous is None else previous)
+        file = SnapshotFile() if previous is None else previous
+        self._cache_secret, self._purges = file.cache_secret, file.purges
+        self._begin_with(file)
         self.known = self._assemble(0 if previous is None else previous.revision)
         self.as_of_unix_ns = 0 if previous is None else previous.published_unix_ns
         self.error = ""
@@ -165,6 +179,8 @@ class CatalogueFeed:
                 self._read(connection)
             else:
                 self._read_again(connection, changes)
+            self._cache_secret = cache_secret(connection)
+            self._purges = tuple(mark.purge for mark in marks(connection))
             audited = max((int(row.id) for row in audit_rows(connection, limit=1)), default=0)
         before, self.known = self.known, self._assemble(newest)._replace(without_key=self._without_key())
         self._audited = audited
@@ -188,7 +204,7 @@ class CatalogueFeed:
         self._build()
 
     def _read_again(self, connection: Connection, changes: set[tuple[str, str]]) -> None:
-        if any(noun not in _KEYS for noun, _ in changes):
+        if any(noun not in _APART for noun, _ in changes):
             self._last = _Last(stored(connection), self._last.keys)
             self._declared = Declared(self._settings, self._last.catalogue)
         names = {name for noun, name in changes if noun == "keys"}
@@ -281,6 +297,8 @@ class CatalogueFeed:
             counted=self._counted(entries),
             without_key=None,
             missing=self._missing({entry.of for entry in entries}),
+            cache_secret=self._cache_secret,
+            purges=self._purges,
         )
 
     def _counted(self, entries: list[_Entry]) -> Counted:

@@ -6,6 +6,10 @@ full: a model that it no longer lists is gone.
 
 A card's `created` and `permission` are made up anew by vLLM for every answer; they are no change.
 
+A model's *revision* is made of what is known of who answers for it: what the serving backends say of it on their cards, and which
+version of an engine they are. It is the same for the same set, whatever the order, and whoever is out just now. Where one backend
+of two is newer, that is a revision of its own, and the next one when both are.
+
 Who serves a model? The backends that name it: that are declared to serve it or, where nothing is declared, list it. Only where
 there are none those of the longest declared pattern that matches it (`gpt-*`). Names that a pattern covers are models like others
 as far as they are known: by their settings, or because the backend lists them. The patterns themselves are published for the
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -27,13 +32,14 @@ from proxy.control.rates import pico_per_token
 from proxy.nouns import (
     BackendSettings,
     BoundsSettings,
+    ModelCacheSettings,
     ModelSettings,
     PriceSettings,
     RunTimeSettings,
     covering,
     is_pattern,
 )
-from proxy.snapshot import OWNER, Backend, Bounds, LaterPrice, Model, SnapshotFile
+from proxy.snapshot import OWNER, Backend, Bounds, LaterPrice, Model, ModelCache, SnapshotFile
 
 _PASSING = ("created", "permission")
 _NO_PRICE = PriceSettings()
@@ -48,13 +54,14 @@ long its body took."""
 
 
 class KnownBackend:
-    """One backend, as it was declared. `cards` is None until it is known what it serves. Times are ns since 1970, 0 = never.
-    `again`: it is to be asked at once."""
+    """One backend, as it was declared. `cards` is None until it is known what it serves; `essences`: model → a digest of what its
+    card says. Times are ns since 1970, 0 = never. `again`: it is to be asked at once."""
 
     def __init__(self, settings: BackendSettings, name: str) -> None:
         self.settings = settings
         self.backend = address_of(settings, name)
         self.cards: dict[str, bytes] | None = None
+        self.essences: dict[str, str] = {}
         self.error = ""
         self.asked_unix_ns = 0
         self.answered_unix_ns = 0
@@ -66,15 +73,17 @@ class KnownBackend:
         return not self.error if self.asked_unix_ns else None
 
     def answered(self, answer: Answer, now_ns: int) -> bool:
-        """Take over what it serves; True if that changes anything for workers."""
+        """Take over what it serves; True if that changes anything for workers. One that didn't say its version now has the one
+        that it said last."""
         self.error, self.asked_unix_ns, self.answered_unix_ns = "", now_ns, now_ns
         kind = answer.kind if self.settings.kind == "auto" else self.backend.kind
+        version = answer.version or self.backend.version
         known = self.cards or {}
         cards = {name: _keep(known.get(name), card) for name, card in answer.cards.items()}
-        changed = cards != self.cards or kind != self.backend.kind
-        self.cards = cards
-        self.backend = msgspec.structs.replace(self.backend, kind=kind)
-        return changed
+        before = self.cards, self.essences, self.backend
+        self.cards, self.essences = cards, {name: _digest(_essence(card)) for name, card in cards.items()}
+        self.backend = msgspec.structs.replace(self.backend, kind=kind, version=version)
+        return before != (self.cards, self.essences, self.backend)
 
     def failed(self, error: str, now_ns: int) -> None:
         self.error, self.asked_unix_ns = error, now_ns
@@ -83,6 +92,8 @@ class KnownBackend:
         """What was known before, if it is still about the same server."""
         if _address(backend) == _address(self.backend):
             self.cards = cards
+            self.essences = backend.essences
+            self.backend = msgspec.structs.replace(self.backend, version=backend.version)
             if self.settings.kind == "auto":
                 self.backend = msgspec.structs.replace(self.backend, kind=backend.kind)
 
@@ -110,6 +121,7 @@ class KnownBackend:
             depth=settings.depth or (VLLM_DEPTH if self.backend.kind == "vllm" else 0),
             prefill_tokens=settings.prefill_tokens,
             drained=said.drained,
+            essences=self.essences,
         )
 
 
@@ -140,7 +152,7 @@ class Inventory:
             return before
         made = KnownBackend(settings, name)
         if before is not None:
-            made.remember(before.backend, before.cards)
+            made.remember(msgspec.structs.replace(before.backend, essences=before.essences), before.cards)
         return made
 
     @property
@@ -211,6 +223,9 @@ class Inventory:
             defaults=tuple((parameter, msgspec.json.encode(value)) for parameter, value in settings.defaults.items()),
             policy=settings.policy or "",
             fallbacks=settings.fallbacks,
+            revision=_revision(name, serving, settings.cache.revision),
+            cache=_cache(settings.cache),
+            prefix_isolation=settings.prefix_isolation or "",
         )
 
     def _own_card(self, name: str) -> bytes:
@@ -254,6 +269,23 @@ def _prices(settings: ModelSettings, now_ns: int) -> tuple[PriceSettings, tuple[
             pico = (pico_per_token(each) for each in (price.input, price.cached, price.output))
             later.append(LaterPrice(since_ns, *pico))
     return valid, tuple(later)
+
+
+def _cache(said: ModelCacheSettings) -> ModelCache:
+    semantic = said.semantic
+    model, threshold = ("", 0.0) if semantic is None else (semantic.model, semantic.threshold)
+    return ModelCache(said.policy or "", said.scope or "", said.ttl or 0.0, model, threshold)
+
+
+def _revision(name: str, serving: list[KnownBackend], declared: str) -> str:
+    """What isn't known of a backend says nothing: that it is there, and will tell, is no other revision."""
+    essences = {essence for each in serving if (essence := each.essences.get(name))}
+    versions = {version for each in serving if (version := each.backend.version)}
+    return _digest([sorted(essences), sorted(versions), declared])
+
+
+def _digest(value: Any) -> str:
+    return blake2b(msgspec.json.encode(value, order="deterministic"), digest_size=8).hexdigest()
 
 
 def _alias_card(alias: str, model: Model) -> bytes:

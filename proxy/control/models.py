@@ -48,7 +48,8 @@ class Price(msgspec.Struct, kw_only=True):
 
 
 class ModelCard(Object, kw_only=True):
-    """`served`: some backend has it. `price`: what holds now. `source`: who has its settings; null: it has none."""
+    """`served`: some backend has it. `revision`: another one where it may answer otherwise. `price`: what holds now. `source`:
+    who has its settings; null: it has none."""
 
     object: Literal["model"] = "model"
     id: str
@@ -56,6 +57,7 @@ class ModelCard(Object, kw_only=True):
     served: bool
     backends: list[str]
     max_model_len: int | None
+    revision: str | None
     price: Price
     settings: ModelSettings
 
@@ -75,11 +77,16 @@ def visible(connection: Connection, state: State, caller: Caller) -> Callable[[s
 def _check(
     connection: Connection, state: State, _: Caller, name: str, value: ModelSettings, _before: ModelSettings | None
 ) -> ModelSettings:
-    """Raises InvalidRequest: an alias stands for two models; a model is its own fallback; a price list in another currency."""
+    """Raises InvalidRequest: an alias stands for two models; a model is its own fallback, or makes embeddings for itself; a price
+    list in another currency."""
     if len(set(value.aliases)) != len(value.aliases):
         raise InvalidRequest("aliases: one stands twice", param="aliases")
     if itself := {name, *value.aliases} & set(value.fallbacks):
         raise InvalidRequest(f"fallbacks: {sorted(itself)[0]!r} is the model itself; allowed: others", param="fallbacks")
+    semantic = value.cache.semantic
+    if semantic is not None and semantic.model in (name, *value.aliases):
+        param = "cache.semantic.model"
+        raise InvalidRequest(f"{param}: {semantic.model!r} is the model itself; allowed: one that makes embeddings", param=param)
     for other in catalogue.page(connection, state.settings, MODELS):
         if other.name != name and (twice := sorted(set(other.value.aliases) & set(value.aliases))):
             raise InvalidRequest(f"aliases: {twice[0]!r} stands for {other.name!r} already", param="aliases")
@@ -127,6 +134,7 @@ def _card(state: State, name: str, held: Held[ModelSettings] | None, served: Mod
         served=served is not None,
         backends=[] if served is None else list(served.backends),
         max_model_len=None if served is None else max_model_len(bytes(served.card)),
+        revision=None if served is None else served.revision,
         price=Price(
             currency=state.settings.currency,
             input=per_million_tokens(pico_per_token(price.input)),

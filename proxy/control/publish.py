@@ -20,6 +20,7 @@ from proxy.control.issuers import Issuers
 from proxy.settings import Settings
 from proxy.snapshot import SnapshotFile, write_snapshot
 from proxy.spend.periods import Counted, read_counted, write_counted
+from proxy.store.purges import LONGEST_NS
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,8 @@ class Publisher:
             projects=declared.projects,
             issuers=self._issuers.published(),
             patterns=patterns,
+            cache_secret=known.cache_secret,
+            purges=tuple(each for each in known.purges if each.before_unix_ns > now_ns - LONGEST_NS),
         )
 
 

@@ -64,7 +64,11 @@ class Request(msgspec.Struct, kw_only=True):
     """`model` is what the engine was asked for, `requested_model` the alias that the caller used, if one, and `fallback_of` the
     model that could not answer, if this one did instead. `routed_by`: the policy that chose the last backend, and what spoke for
     it (`auto.prefix`), or `only`: there was no choice. `wait_ms`: for a backend with room; null: it had not to. `cost`: exact
-    decimal text. `proxy_added_ms`: what the proxy itself took. The engine's own times are as it says them, null: it doesn't."""
+    decimal text. `proxy_added_ms`: what the proxy itself took. The engine's own times are as it says them, null: it doesn't.
+
+    `cache`: `hit`, `miss`, `coalesced` or `bypass`; nothing where there is no cache. `source_id` and `source_trace_id`: the
+    request whose answer it was, if it had none of its own; `age_ms`: how long ago that was complete, null: it was still under
+    way; `similarity`: of the two prompts, null: they were the same. `saved_*`: what an engine would have taken for it."""
 
     object: Literal["request"] = "request"
     id: str
@@ -105,6 +109,15 @@ class Request(msgspec.Struct, kw_only=True):
     usage_source: str
     cost: str
     currency: str
+    cache: str
+    source_id: str
+    source_trace_id: str
+    age_ms: float | None
+    similarity: float | None
+    saved_input_tokens: int
+    saved_output_tokens: int
+    saved_cost: str
+    saved_ms: float | None
     request_bytes: int
     response_bytes: int
     unsent_bytes: int
@@ -145,6 +158,7 @@ async def several(
     backend: MaybeText = None,
     operation: MaybeText = None,
     outcome: MaybeText = None,
+    cache: MaybeText = None,
     error_code: MaybeText = None,
     trace_id: MaybeText = None,
     request_id: MaybeText = None,
@@ -169,6 +183,7 @@ async def several(
         "backend": backend,
         "operation": operation,
         "outcome": outcome,
+        "cache": cache,
         "error_code": error_code,
         "trace_id": trace_id,
         "request_id": request_id,
@@ -211,6 +226,9 @@ def _show(row: RequestRow) -> Request:
         received_at=when(row.received_at),
         user=row.user_name,
         cost=f"{Decimal(row.cost_nano).scaleb(-9):f}",
+        age_ms=_reached(row.age_ns),
+        saved_cost=f"{Decimal(row.saved_cost_nano).scaleb(-9):f}",
+        saved_ms=_reached(row.saved_ns),
         scores=[Score(**each) for each in row.scores],
         total_ms=row.ended_ns / _NS,
         wait_ms=next((span.ms for span in time if span.name == "wait"), None),

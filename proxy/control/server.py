@@ -5,6 +5,7 @@
     a loop per issuer     fetches its public keys before what is known of them is old
     the catalogue's loop  looks at the database twice a second: a key works within two seconds of its making
     the publisher's loop  writes the snapshot when one of the others has something new, and now and then as a sign of life
+    the sweeper's loop    deletes from Redis what was withdrawn from the cache, where there are both
 
 None of them waits for another: a hanging engine holds up neither keys nor the other engines, a hanging database no engine.
 Backends come and go with the catalogue, and their loops with them.
@@ -24,11 +25,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import msgspec
 import uvicorn
 
 from proxy.control.app import create_app
 from proxy.control.database import Database
-from proxy.control.discovery import DiscoveryError, ask, new_client
+from proxy.control.discovery import DiscoveryError, ask, ask_version, new_client
 from proxy.control.feed import CatalogueFeed
 from proxy.control.inventory import Inventory, KnownBackend
 from proxy.control.issuers import Issuers, KnownIssuer, fetch
@@ -36,6 +38,7 @@ from proxy.control.local import Local, listening
 from proxy.control.publish import Publisher
 from proxy.control.restarts import Restarts
 from proxy.control.state import State
+from proxy.control.sweep import Sweeper
 from proxy.engines import read_engines
 from proxy.settings import Settings
 from proxy.snapshot import SnapshotError, SnapshotFile, read_snapshot
@@ -90,6 +93,10 @@ class Control:
             loops.create_task(self._follow_catalogue(loops), name="catalogue")
             loops.create_task(self._publish(), name="publish")
             loops.create_task(self._watch_engines(), name="engines")
+            settings = self.state.settings
+            if settings.redis is not None and settings.cache is not None:
+                sweeper = Sweeper(settings.redis, self.state.database, self.state.publisher)
+                loops.create_task(sweeper.run(), name="sweep")
             for each in self.state.issuers.known:
                 loops.create_task(self._fetch(each), name=each.settings.issuer)
 
@@ -164,7 +171,11 @@ async def _ask(known: KnownBackend) -> bool:
     """Once; True if the answer changes anything for workers."""
     try:
         async with new_client(ANSWER_S, known.backend.ca_file) as client:  # a new one: the file may have changed
-            return known.answered(await ask(client, known.backend, ANSWER_S), time.time_ns())
+            answer = await ask(client, known.backend, ANSWER_S)
+            if "vllm" in (answer.kind, known.settings.kind):
+                version = await ask_version(client, known.backend, ANSWER_S)
+                answer = msgspec.structs.replace(answer, version=version or "")
+            return known.answered(answer, time.time_ns())
     except DiscoveryError as error:
         known.failed(str(error), time.time_ns())
     except Exception as bug:  # one odd backend must take neither the keys nor the other backends down

@@ -1,4 +1,5 @@
-"""`/usage`: what was used, summed up from the ledger by key, team, user, project, model, backend, operation, outcome or day.
+"""`/usage`: what was used, summed up from the ledger by key, team, user, project, model, backend, operation, outcome, what the
+cache did, or day.
 
 `/v1/usage` is for who holds a key or a token for the models: what was used with it, what limits it, and what is left of budgets.
 """
@@ -34,7 +35,10 @@ router = APIRouter(tags=["usage"])
 
 class Usage(msgspec.Struct, kw_only=True):
     """Sums over a group's requests. `group`: a key's id, a UTC day, or what was grouped by; `label`: what people call it. `cost`:
-    by currency, exact decimal text. `errors`: whatever is neither ok, client_gone nor crashed."""
+    by currency, exact decimal text. `errors`: whatever is neither ok, client_gone nor crashed.
+
+    Answers that the cache had (`cache_hits`) and those that were shared (`coalesced`) are among the requests and cost nothing;
+    `saved_*` is what an engine would have taken for them."""
 
     group: str
     label: str
@@ -49,6 +53,13 @@ class Usage(msgspec.Struct, kw_only=True):
     reasoning_tokens: int
     audio_seconds: int
     cost: dict[str, str]
+    cache_hits: int
+    cache_misses: int
+    coalesced: int
+    saved_input_tokens: int
+    saved_output_tokens: int
+    saved_cost: dict[str, str]
+    saved_ms: float
     first_token_p50_ms: float | None
     first_token_p95_ms: float | None
 
@@ -177,13 +188,21 @@ def _group(row: UsageRow) -> str:
 
 def _show(row: UsageRow) -> Usage:
     fields = {field: getattr(row, field) for field in _SAME}
-    cost = {currency: f"{Decimal(nano).scaleb(-9):f}" for currency, nano in row.cost_nano.items()}
     return Usage(
-        **fields, cost=cost, first_token_p50_ms=_ms(row.first_token_p50_ns), first_token_p95_ms=_ms(row.first_token_p95_ns)
+        **fields,
+        cost=_money(row.cost_nano),
+        saved_cost=_money(row.saved_cost_nano),
+        saved_ms=row.saved_ns / 1e6,
+        first_token_p50_ms=_ms(row.first_token_p50_ns),
+        first_token_p95_ms=_ms(row.first_token_p95_ns),
     )
 
 
 _SAME = [field for field in Usage.__struct_fields__ if field in UsageRow.__struct_fields__]
+
+
+def _money(nano: dict[str, int]) -> dict[str, str]:
+    return {currency: f"{Decimal(amount).scaleb(-9):f}" for currency, amount in nano.items()}
 
 
 def _ms(ns: int | None) -> float | None:

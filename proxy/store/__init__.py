@@ -6,6 +6,7 @@
     catalogue.py    teams, users, projects, models, backends, and what everyone may use
     run_time.py     which backends are drained, or weigh something else than is declared
     keys.py         API keys and their secrets
+    purges.py       which answers of the cache aren't to be given again
     admins.py       admin keys
     audit.py        who changed what; each change is noted, and counts the catalogue's revision up, in its own transaction
     ledger.py       one row per request, written once whatever is repeated; a sink's checkpoint beside them; sums over them, for
@@ -82,6 +83,7 @@ from proxy.store.ledger import (
     steady,
     usage,
 )
+from proxy.store.purges import Mark, cache_secret, marks, purge, swept
 from proxy.store.retention import Step, oldest_day, remove_expired, summed_days
 from proxy.store.run_time import put_run_time, run_time
 from proxy.store.search import BadCursor, Order, RequestRow, cursor_of, request_of, requests_found
@@ -102,6 +104,7 @@ __all__ = [
     "KeyRow",
     "Known",
     "LiveKey",
+    "Mark",
     "NameTaken",
     "NoSuch",
     "NotAllowed",
@@ -119,6 +122,7 @@ __all__ = [
     "UsageRow",
     "WeakSecret",
     "audit_rows",
+    "cache_secret",
     "change_key",
     "check_secret",
     "create_admin_key",
@@ -140,12 +144,14 @@ __all__ = [
     "live_keys",
     "load_checkpoint",
     "lock",
+    "marks",
     "note",
     "oldest_day",
     "open_async_engine",
     "open_database",
     "open_engine",
     "prune_audit",
+    "purge",
     "put",
     "put_everyone",
     "put_run_time",
@@ -165,5 +171,6 @@ __all__ = [
     "spent",
     "steady",
     "summed_days",
+    "swept",
     "usage",
 ]

@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 if TYPE_CHECKING:
@@ -137,6 +137,14 @@ def without_deadline(connection: Connection) -> None:
     """For the rest of the transaction: what is asked takes its time, as a migration or a report over years may."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+
+
+def now_ns(connection: Connection) -> int:
+    """ns since 1970, by the database's clock: the same for all hosts. SQLite's is this host's."""
+    if connection.dialect.name != "postgresql":
+        return time.time_ns()
+    microseconds = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
+    return int(connection.execute(microseconds).scalar_one()) * 1000
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Final, Literal, NamedTuple
 from sqlalchemy import Connection, select, update
 
 from proxy.store.audit import Author, note, storable
+from proxy.store.purges import withdraw
 from proxy.store.tables import requests
 
 Whose = Literal["user", "end_user"]
@@ -72,7 +73,9 @@ def blank(connection: Connection, found: Iterable[Said]) -> int:
 
 
 def note_forgetting(connection: Connection, whose: Whose, name: str, author: Author, done: Mapping[str, int]) -> None:
-    """Who has whom forgotten, and what was done. The log doesn't name again whom only callers named. Raises Repeated."""
+    """Who has whom forgotten, and what was done; what the cache has of that person isn't given any more. The log doesn't name
+    again whom only callers named. Raises Repeated."""
+    withdraw(connection, author, user=name)
     if whose == "user":
         note(connection, author, "forget", "users", name, after=dict(done))
     else:

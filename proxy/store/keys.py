@@ -35,6 +35,7 @@ from proxy.store.catalogue import (
     told,
     unchanged,
 )
+from proxy.store.purges import withdraw
 from proxy.store.tables import key_secrets, key_tags, keys
 
 SECRET_PREFIX = "gh-"  # noqa: S105  (what every key begins with; no secret)
@@ -155,13 +156,15 @@ def rotate_key(connection: Connection, id_or_name: str, overlap_s: int, author: 
 
 
 def revoke_key(connection: Connection, id_or_name: str, author: Author = GLASSHOUSE) -> KeyRow:
-    """End a key; one that was ended before stays as it is. Raises NoSuch, Repeated."""
+    """End a key, and withdraw the answers that the cache has of it; one that was ended before stays as it is. Raises NoSuch,
+    Repeated."""
     lock(connection)
     former = _get(connection, id_or_name)
     if former.revoked_at is not None:
         return former
     now = time.time_ns()
     connection.execute(update(keys).where(keys.c.id == former.id).values(revoked_at=now, changed_at=now))
+    withdraw(connection, author, key_id=former.id)
     return _noted(connection, author, "revoke", former)
 
 

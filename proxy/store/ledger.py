@@ -40,17 +40,19 @@ _SAME_NAME = (
     *("read_ns", "authenticated_ns", "admitted_ns", "sent_ns", "first_byte_ns", "first_token_ns", "first_content_ns"),
     *("last_token_ns", "upstream_ended_ns", "ended_ns", "chunks", "response_bytes", "unsent_bytes"),
     *("currency", "inter_token_sum_ns", "inter_token_max_ns", "team", "worker", "refused_by", "over_budget"),
-    *("user_name", "project", "queued_ns", "routed_by"),
+    *("user_name", "project", "queued_ns", "routed_by", "cache", "looked_up_ns", "age_ns", "similarity"),
 )
 """Columns that hold the Record's field of the same name, as it is."""
 
 _TEXTS = ("client_request_id", "client_address", "model", "requested_model", "fallback_of", "error_code", "error")
 _COUNTS = (
     *("choices", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds", "cost_nano", "gpu_ns"),
+    *("saved_input_tokens", "saved_output_tokens", "saved_cost_nano", "saved_ns"),
 )
 _DERIVED = (
     "collector",
-    *("day", "id", "received_at", "trace_id", "span_id", "parent_span_id", "backend", "end_user", "max_tokens", "outcome"),
+    *("day", "id", "received_at", "trace_id", "span_id", "parent_span_id", "source_id", "source_trace_id"),
+    *("backend", "end_user", "max_tokens", "outcome"),
     *("usage_source", "finish_reasons", "inter_token_counts", "attempts", "scores", "proxy_added_ns"),
     *("engine_queue_ms", "engine_time_to_first_token_ms", "engine_prefill_ms", "engine_decode_ms"),
     "engine_mean_inter_token_ms",
@@ -94,6 +96,8 @@ def _row(record: Record, collector: str) -> tuple[object, ...]:
         record.trace_id.hex(),
         f"{record.span_id:016x}",
         f"{record.parent_span_id:016x}" if record.parent_span_id else "",
+        record.source_id.hex(),
+        record.source_trace_id.hex(),
         record.backend,
         _storable(record.user),
         None if record.max_tokens is None else min(record.max_tokens, _MAX_INTEGER),
@@ -166,13 +170,25 @@ def save_checkpoint(connection: Connection, collector: str, sink: str, position:
 
 # -- sums --
 
-By = Literal["key", "team", "user", "project", "model", "backend", "operation", "outcome", "day"]
+By = Literal["key", "team", "user", "project", "model", "backend", "operation", "outcome", "cache", "day"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NOON = timedelta(hours=12)
 _OK = (Outcome.OK.label, Outcome.CACHED.label, Outcome.COALESCED.label)
-_CLASSES = {"ok": _OK, "client_gone": (Outcome.CLIENT_GONE.label,), "crashed": (Outcome.CRASHED.label,)}
-_SUMMED = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds")
+_CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ok": ("outcome", _OK),
+    "client_gone": ("outcome", (Outcome.CLIENT_GONE.label,)),
+    "crashed": ("outcome", (Outcome.CRASHED.label,)),
+    "cache_hits": ("cache", ("hit",)),
+    "cache_misses": ("cache", ("miss",)),
+    "coalesced": ("cache", ("coalesced",)),
+}
+"""What is counted apart, by what a column says. The outcomes have no request in common."""
+_SUMMED = (
+    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds"),
+    *("saved_input_tokens", "saved_output_tokens", "saved_ns"),
+)
+_MONEY = ("cost_nano", "saved_cost_nano")
 _GROUPS: dict[By, tuple[str, str]] = {
     "key": ("key_id", "key_name"),
     "team": ("team", "team"),
@@ -182,6 +198,7 @@ _GROUPS: dict[By, tuple[str, str]] = {
     "backend": ("backend", "backend"),
     "operation": ("operation", "operation"),
     "outcome": ("outcome", "outcome"),
+    "cache": ("cache", "cache"),
     "day": ("day", "day"),
 }
 """The column that rows are grouped by, and the one whose value is shown for a group."""
@@ -192,6 +209,9 @@ class UsageRow(msgspec.Struct, kw_only=True):
 
     `group` is the key's id, the UTC day, or what the requests were grouped by; `label` is what people call it. The first-token
     times are nearest-rank percentiles (a time that some request really had) over those that got a token; None if none did.
+
+    Answers that the cache had (`cache_hits`) and that were shared (`coalesced`) are requests like others, and took nothing. What
+    an engine would have taken for them is `saved_*`. A hit rate is over these two and `cache_misses`.
     """
 
     group: str
@@ -208,6 +228,13 @@ class UsageRow(msgspec.Struct, kw_only=True):
     audio_seconds: int = 0
     cost_nano: dict[str, int] = {}
     """Currency → nano-units. A currency in which nothing was charged is left out."""
+    cache_hits: int = 0
+    cache_misses: int = 0
+    coalesced: int = 0
+    saved_input_tokens: int = 0
+    saved_output_tokens: int = 0
+    saved_ns: int = 0
+    saved_cost_nano: dict[str, int] = {}
     first_token_p50_ns: int | None = None
     first_token_p95_ns: int | None = None
 
@@ -290,23 +317,25 @@ def _unix_ns(when: datetime) -> int:
 def _sums(by: By, table: Table, where: ColumnElement[bool]) -> Select[Any]:
     group, label = (table.c[name] for name in _GROUPS[by])
     many: ColumnElement[int] = literal(1, Integer) if table is requests else table.c.requests
-    counted = [many, *(case((table.c.outcome.in_(labels), many), else_=0) for labels in _CLASSES.values())]
-    summed = [table.c[name] for name in (*_SUMMED, "cost_nano")]
+    counted = [many, *(case((table.c[name].in_(values), many), else_=0) for name, values in _CLASSES.values())]
+    summed = [table.c[name] for name in (*_SUMMED, *_MONEY)]
     query = select(group, func.max(label), table.c.currency, *map(func.sum, counted), *sums_of_halves(*summed))
     return query.where(where).group_by(group, table.c.currency)
 
 
 def _add(row: UsageRow, currency: str, sums: Sequence[Any]) -> None:
-    """`sums` in the order of `_sums`: requests, `_CLASSES`, halves of `_SUMMED` and of the cost."""
+    """`sums` in the order of `_sums`: requests, `_CLASSES`, halves of `_SUMMED` and of `_MONEY`."""
     classes = len(_CLASSES)
     count, *classed = map(int, sums[: 1 + classes])
-    *summed, cost = whole_sums(sums[1 + classes :])
+    summed = whole_sums(sums[1 + classes :])
     row.requests += count
-    row.errors += count - sum(classed)
-    for name, value in zip((*_CLASSES, *_SUMMED), (*classed, *summed), strict=True):
+    row.errors += count - sum(value for value, (name, _) in zip(classed, _CLASSES.values(), strict=True) if name == "outcome")
+    for name, value in zip((*_CLASSES, *_SUMMED), (*classed, *summed[: len(_SUMMED)]), strict=True):
         setattr(row, name, getattr(row, name) + value)
-    if cost:
-        row.cost_nano = {**row.cost_nano, currency: row.cost_nano.get(currency, 0) + cost}
+    for name, value in zip(_MONEY, summed[len(_SUMMED) :], strict=True):
+        if value:
+            had = getattr(row, name)
+            setattr(row, name, {**had, currency: had.get(currency, 0) + value})
 
 
 def _percentiles(by: By, where: ColumnElement[bool]) -> Select[Any]:

@@ -31,7 +31,10 @@ LOCK_MS: Final = 500
 _LOCK: Final = 0x676C676F6E65  # any number that nobody else takes
 _MOST: Final = 2**63 - 1
 _CHUNK: Final = 500
-_AMOUNTS: Final = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds", "cost_nano", "gpu_ns")
+_AMOUNTS: Final = (
+    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds", "cost_nano", "gpu_ns"),
+    *("saved_input_tokens", "saved_output_tokens", "saved_cost_nano", "saved_ns"),
+)
 _COUNTED: Final = ("requests", *_AMOUNTS)
 _WHO: Final = tuple(column.name for column in request_sums.c if column.name not in ("day", "id", *_COUNTED))
 _ELSEWHERE: Final = requests.to_metadata(MetaData(), name=DEFAULT)

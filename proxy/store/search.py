@@ -78,6 +78,7 @@ class RequestRow(msgspec.Struct, kw_only=True):
     read_ns: int
     authenticated_ns: int
     admitted_ns: int
+    looked_up_ns: int
     queued_ns: int
     sent_ns: int
     first_byte_ns: int
@@ -99,6 +100,15 @@ class RequestRow(msgspec.Struct, kw_only=True):
     gpu_ns: int
     cost_nano: int
     currency: str
+    cache: str
+    source_id: str
+    source_trace_id: str
+    age_ns: int
+    similarity: float | None
+    saved_input_tokens: int
+    saved_output_tokens: int
+    saved_cost_nano: int
+    saved_ns: int
     inter_token_sum_ns: int
     inter_token_max_ns: int
     attempts: list[dict[str, Any]]
@@ -127,6 +137,7 @@ def requests_found(
     backend: str | None = None,
     operation: str | None = None,
     outcome: str | None = None,
+    cache: str | None = None,
     error_code: str | None = None,
     trace_id: str | None = None,
     request_id: str | None = None,
@@ -155,6 +166,7 @@ def requests_found(
         "backend": backend,
         "operation": operation,
         "outcome": outcome,
+        "cache": cache,
         "error_code": error_code,
         "trace_id": trace_id,
     }

@@ -54,10 +54,12 @@ catalogue = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("revision", BigInteger, nullable=False),
     Column("everyone", Text, nullable=False, server_default=text("'{}'")),
+    Column("cache_secret", LargeBinary(32)),
     CheckConstraint("id = 1", name="one_row"),
 )
 """One row. `revision` goes up in the transaction of every change to what workers must know; who changes something locks this row
-first. `everyone`: the allowance of all together, as JSON."""
+first. `everyone`: the allowance of all together, as JSON. `cache_secret`: with which the cache makes its keys, on all hosts; made
+once, by the migration."""
 
 
 def _noun(name: str, *columns: Column[Any]) -> Table:
@@ -191,6 +193,22 @@ audit = Table(
 """Every change to the catalogue, in its order: what was there `before` and `after`, as JSON without secrets and hashes. `team`:
 whose manager may see it, or ""."""
 
+purges = Table(
+    "purges",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("before_at", BigInteger, nullable=False),
+    Column("model", _name(), nullable=False),
+    Column("key_id", _name(), nullable=False),
+    Column("team", _name(), nullable=False),
+    Column("user_name", _name(), nullable=False),
+    Column("made_at", BigInteger, nullable=False),
+    Column("author", _name(), nullable=False),
+    Column("deleted", BigInteger),
+)
+"""Answers of the cache that aren't to be given again: those that were complete before `before_at`, of this `model`, to this key
+and so on, as far as that is said ("": any). `deleted`: how many Redis has lost by it; None: nobody has looked yet."""
+
 # -- the ledger --
 
 
@@ -204,6 +222,15 @@ def _texts(*names: str) -> list[Column[str]]:
 
 def _measures(*names: str) -> list[Column[float]]:
     return [Column(name, Double) for name in names]
+
+
+def _saved() -> list[Column[Any]]:
+    """What the cache did, and what that saved."""
+    amounts = ("saved_input_tokens", "saved_output_tokens", "saved_cost_nano", "saved_ns")
+    return [
+        Column("cache", Text, nullable=False, server_default=text("''")),
+        *(Column(name, BigInteger, nullable=False, server_default=text("0")) for name in amounts),
+    ]
 
 
 requests = Table(
@@ -257,6 +284,12 @@ requests = Table(
     Column("routed_by", Text, nullable=False, server_default=text("''")),
     Column("scores", JSON, nullable=False, server_default=text("'[]'")),
     Column("fallback_of", Text, nullable=False, server_default=text("''")),
+    *_saved(),
+    Column("looked_up_ns", BigInteger, nullable=False, server_default=text("0")),
+    Column("age_ns", BigInteger, nullable=False, server_default=text("0")),
+    Column("source_id", Text, nullable=False, server_default=text("''")),
+    Column("source_trace_id", Text, nullable=False, server_default=text("''")),
+    *_measures("similarity"),
     PrimaryKeyConstraint("day", "id"),
     sqlite_with_rowid=False,
     postgresql_partition_by="RANGE (day)",
@@ -264,7 +297,7 @@ requests = Table(
 """The ledger: one row per accepted request. The key begins with the UTC day of `received_at`: a report over some days reads only
 those, and PostgreSQL keeps each day in a partition of its own (partitions.py). `collector` stored the row, from the journal of
 `worker`; both are empty in rows of before there were these columns. `user_name`: whose key it was; `end_user`: whom the caller
-named."""
+named. `source_id`: the request whose answer the cache gave; it may be older than the rows that are kept."""
 
 request_sums = Table(
     "request_sums",
@@ -275,6 +308,7 @@ request_sums = Table(
     *_texts("operation", "outcome", "currency"),
     *_integers("requests", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds"),
     *_integers("cost_nano", "gpu_ns"),
+    *_saved(),
     PrimaryKeyConstraint("day", "id"),
     sqlite_with_rowid=False,
 )

@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said_with_field_and_what_is_allowed(command: Command) 
     said = command("teams", "create", "x", "--set", "requests_per_minute=0", status=1).stderr
     assert said == "Error: requests_per_minute: 0 is not allowed: Expected `int` >= 1\n"
     said = command("teams", "create", "x", "--set", "nothing=1", status=1).stderr
-    assert "there is no setting 'nothing' here; allowed: blocked, budgets, concurrent_requests" in said
+    assert "there is no setting 'nothing' here; allowed: blocked, budgets, cache, concurrent_requests" in said
     assert "allowed: chat, completions" in command("teams", "create", "x", "--operations", "chatt", status=1).stderr
     said = command("teams", "create", "x", "--budget", "5 tokens/decade", status=1).stderr
     assert "per" in said
@@ -428,3 +428,58 @@ def test_lists_of_nothing(command: Command, noun: str, form: Form) -> None:
     result = command(noun, "list", "--format", form)
     assert (result.stdout == "") == (form == "table")
     assert form != "json" or json.loads(result.stdout) == []
+
+
+# -- the cache --
+
+
+def test_whose_answers_are_given_again(command: Command, shown: Shown) -> None:
+    command("keys", "create", "laptop", "--cache", "off", "--engine-parameters", "priority,cache_salt")
+    settings = shown("keys", "laptop")["settings"]
+    assert (settings["cache"], settings["engine_parameters"]) == ("off", ["priority", "cache_salt"])
+    assert "cache off; may set priority, cache_salt" in command("keys", "list").stdout
+    command("keys", "set", "laptop", "--unset", "cache", "--unset", "engine_parameters")
+    assert "cache" not in command("keys", "list").stdout
+    command("everyone", "set", "--cache", "deterministic")
+    assert re.search(r"cache +deterministic", command("everyone", "show").stdout)
+    command("models", "set", "m", "--cache", "all", "--prefix-isolation", "team", "--set", "cache.ttl=60")
+    command("models", "set", "m", "--cache", "off")
+    settings = shown("models", "m")["settings"]
+    assert (settings["cache"]["policy"], settings["cache"]["ttl"], settings["prefix_isolation"]) == ("off", 60.0, "team")
+    assert "policy=off, ttl=60.0" in command("models", "list").stdout
+    command("models", "set", "m", "--unset", "cache.policy")
+    assert shown("models", "m")["settings"]["cache"]["policy"] is None
+
+
+def test_answers_are_withdrawn(command: Command) -> None:
+    assert command("cache", "list").stderr == "Nothing was purged.\n"
+    command("teams", "create", "research")
+    command("keys", "create", "laptop", "--team", "research")
+    command("models", "set", "org/large", "--alias", "best")
+    arguments = ["--model", "best", "--key", "laptop", "--team", "research", "--user", "zoe", "--older-than", "1h"]
+    made = command("cache", "purge", *arguments, "--json")
+    purged = json.loads(made.stdout)
+    assert (purged["model"], purged["team"], purged["user"], purged["deleted"]) == ("org/large", "research", "zoe", None)
+    said = f"What was kept of model 'org/large', key '{purged['key']}', team 'research', user 'zoe' before "
+    assert made.stderr.startswith(said)
+    assert made.stderr.endswith(" is given no more.\n")
+    [row] = json.loads(command("cache", "list", "--json").stdout)
+    assert row == purged
+    head, line = command("cache", "list").stdout.splitlines()
+    assert head.split() == ["BEFORE", "MODEL", "KEY", "TEAM", "USER", "MADE", "BY", "DELETED"]
+    assert line.split()[1:5] == ["org/large", purged["key"], "research", "zoe"]
+    assert line.split()[0] < line.split()[5]
+    assert command("cache", "purge", "--all").stderr.startswith("What was kept before ")
+    assert command("cache", "purge", "--older-than", "0").stderr.startswith("What was kept before ")
+    [_] = json.loads(command("cache", "list", "--json").stdout)
+    assert "purge" in command("audit", "list", "--noun", "cache").stdout
+
+
+def test_nothing_is_withdrawn_by_mistake(command: Command) -> None:
+    assert "--all for everything" in command("cache", "purge", status=2).stderr
+    assert "--all is everything; allowed: alone" in command("cache", "purge", "--all", "--user", "zoe", status=2).stderr
+    assert "allowed: alone" in command("cache", "purge", "--all", "--older-than", "0", status=2).stderr
+    for option in ("model", "key", "team"):
+        said = command("cache", "purge", f"--{option}", "nobody", status=1).stderr
+        assert said == f"Error: {option}: there is no {option} 'nobody'\n"
+    assert command("cache", "list").stderr == "Nothing was purged.\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.cli.check import Finding, perhaps_sold, without_effect
+from proxy.cli.check import Finding, kept, perhaps_sold, without_effect
 from proxy.control.discovery import Answer, Kind
 from proxy.nouns import KeySettings
 from proxy.settings import Settings
@@ -263,6 +263,50 @@ def test_which_backend_and_which_model_instead(command: Command, vllm: ScriptedV
         "models.third.fallbacks: no backend serves a model called 'riddle'",
         "keys.alice.priority: 'high' doesn't count beside the 'low' of its team or of everyone",
     ]
+
+
+def test_what_is_kept(command: Command, vllm: ScriptedVLLM, here: Path) -> None:
+    whole = {"hash": "sha256:" + "ab" * 32}
+    said: dict[str, Any] = {
+        "backends": [{"url": vllm.url}],
+        "models": {
+            "smollm2": {"cache": {"scope": "everyone", "semantic": {"model": "gone"}}},
+            "other": {"cache": {"policy": "all", "semantic": {"model": "best"}}},
+        },
+        "teams": {"research": {"cache": "deterministic"}},
+        "keys": {"alice": {"cache": "all", "team": "research", **whole}, "bob": {"cache": "off", "hash": "sha256:" + "cd" * 32}},
+    }
+    stricter = "keys.alice.cache: 'all' doesn't count beside the 'deterministic' of its team or of everyone"
+    nobody = [
+        "models.smollm2.cache.semantic.model: no backend serves a model called 'gone'",
+        "models.other.cache.semantic.model: no backend serves a model called 'best'",
+        stricter,
+    ]
+    config(here, **said)
+    nothing = ": nothing is kept where there is no section `cache`"
+    places = ["teams.research.cache", "keys.alice.cache", "models.other.cache"]
+    places += ["models.smollm2.cache.semantic", "models.other.cache.semantic", "models.smollm2.cache.scope"]
+    assert remarks(command) == nobody + [f"{place}{nothing}" for place in places]
+    given = ["cache.scope", "models.smollm2.cache.scope"]
+    shared = [f"{place}: what was answered to one team is given to others" for place in given]
+    said["models"]["smollm2"]["aliases"] = ["best"]
+    for cache, remarked in (
+        ({"scope": "everyone"}, []),
+        ({"scope": "everyone", "memory_bytes": 0}, ["cache.memory_bytes: 0, and there is no Redis: nothing is kept"]),
+        (
+            {"scope": "everyone", "memory_bytes": 5, "entry_bytes": 6},
+            ["cache.entry_bytes: 6, and a worker has room for 5"],
+        ),
+    ):
+        config(here, **said, cache=cache)
+        assert remarks(command) == [nobody[0], stricter, *remarked, *shared]
+
+
+def test_a_cache_in_redis_alone(redis: Redis) -> None:
+    said = Settings.of({"cache": {"memory_bytes": 0}, "redis": {"url": redis.url}})
+    assert kept(said) == []
+    assert kept(Settings.of({"cache": {}})) == []
+    assert kept(Settings.of({"everyone": {"cache": False}})) == [], "what isn't to be, and isn't"
 
 
 def test_a_depth_that_workers_cannot_share() -> None:

@@ -51,6 +51,8 @@ EXPECTED: dict[str, set[str] | None] = {
     **dict.fromkeys(("POST /backends/{name}/drain", "POST /backends/{name}/undrain", "PUT /backends/{name}/weight"), ADMIN),
     "GET /budgets": ALL,
     **dict.fromkeys((f"{method} /budgets/{{level}}/{{subject}}/{{unit}}/{{per}}" for method in ("PUT", "DELETE")), MANAGERS),
+    "GET /cache": ALL,
+    "POST /cache/purge": MANAGERS,
     "GET /everyone": OVERSEERS,
     **dict.fromkeys(("PUT /everyone", "PATCH /everyone"), ADMIN),
     **dict.fromkeys(("GET /admins", "GET /admins/{key}", "POST /admins", "DELETE /admins/{key}"), ADMIN),

@@ -16,12 +16,14 @@ from proxy.nouns import (
     BackendSettings,
     BoundsSettings,
     DatedPriceSettings,
+    ModelCacheSettings,
     ModelSettings,
     PriceSettings,
     RunTimeSettings,
+    SemanticCacheSettings,
 )
 from proxy.settings import Settings
-from proxy.snapshot import LaterPrice, Model, Principal, Snapshot, SnapshotFile
+from proxy.snapshot import LaterPrice, Model, ModelCache, Principal, Snapshot, SnapshotFile
 
 NOW = 1_795_000_000_000_000_000
 
@@ -75,9 +77,11 @@ def test_an_answer_is_taken_over() -> None:
 def test_one_model_on_several_backends_has_the_first_ones_card() -> None:
     stock = inventory(backend("a"), backend("b"))
     stock.known["b"].answered(answer("m", root="b"), NOW)
-    assert stock.models(NOW)["m"] == Model("m", ("b",), card=card("m", root="b"))
+    told = stock.models(NOW)["m"]
+    assert told == Model("m", ("b",), card=card("m", root="b"), revision=told.revision)
     stock.known["a"].answered(answer("m", root="a"), NOW)
-    assert stock.models(NOW)["m"] == Model("m", ("a", "b"), card=card("m", root="a"))
+    told = stock.models(NOW)["m"]
+    assert told == Model("m", ("a", "b"), card=card("m", root="a"), revision=told.revision)
 
 
 def test_the_same_again_is_no_change() -> None:
@@ -456,3 +460,119 @@ def test_patterns_outlive_the_process() -> None:
     stock.known["b"].answered(answer("m"), NOW)
     later = inventory(*declared, previous=published(stock))
     assert published(later) == published(stock)
+
+
+# -- what may be given again, and until when --
+
+
+def revision(stock: Inventory, name: str = "m") -> str:
+    return published(stock).models[name].revision
+
+
+def engine(version: str = "", **fields: object) -> Answer:
+    return Answer("vllm", {"m": card("m", **fields)}, version)
+
+
+def test_what_is_said_of_the_cache_is_published() -> None:
+    semantic = SemanticCacheSettings(model="e", threshold=0.9)
+    said = ModelCacheSettings(policy="all", scope="team", ttl=60, semantic=semantic)
+    settings = {"m": ModelSettings(cache=said, prefix_isolation="team", aliases=("best",)), "n": ModelSettings()}
+    models = published(inventory(backend("a", ["m", "n"]), models=settings)).models
+    for name in ("m", "best"):
+        assert (models[name].cache, models[name].prefix_isolation) == (ModelCache("all", "team", 60.0, "e", 0.9), "team")
+    assert (models["n"].cache, models["n"].prefix_isolation) == (ModelCache(), "")
+
+
+def test_a_revision_is_of_what_the_engines_say() -> None:
+    """Everything else that may be said of a model leaves it as it is."""
+    seen = {}
+    for what, said in {
+        "": engine("0.11.0"),
+        "weights": engine("0.11.0", root="/weights/new"),
+        "length": engine("0.11.0", max_model_len=99),
+        "version": engine("0.12.0"),
+        "no version": engine(),
+    }.items():
+        stock = inventory(backend("a"))
+        assert stock.known["a"].answered(said, NOW)
+        seen[what] = revision(stock)
+    assert len({*seen.values(), ""}) == 6
+    priced = inventory(backend("a", weight=2), models={"m": dated(("4", 20))})
+    priced.known["a"].answered(engine("0.11.0", created=5, permission=[{"id": "new"}]), NOW)
+    assert revision(priced) == seen[""]
+    declared = inventory(backend("a"), models={"m": ModelSettings(cache=ModelCacheSettings(revision="2"), aliases=("best",))})
+    declared.known["a"].answered(engine("0.11.0"), NOW)
+    assert revision(declared) == revision(declared, "best") not in {*seen.values(), ""}
+
+
+def test_a_revision_is_of_a_set() -> None:
+    """The order, one more of the same, and one that says nothing yet change nothing."""
+    seen = []
+    for names in ("ab", "ba", "abc"):
+        stock = inventory(*(backend(name, ["m"]) for name in names))
+        for name, root in zip("abc", ("/x", "/y", "/x"), strict=True):
+            if name in stock.known:
+                stock.known[name].answered(engine("0.11.0", root=root), NOW)
+        seen.append(revision(stock))
+    silent = inventory(*(backend(name, ["m"]) for name in "abz"))
+    for name, root in zip("ab", ("/x", "/y"), strict=True):
+        silent.known[name].answered(engine("0.11.0", root=root), NOW)
+    assert {*seen, revision(silent)} == {seen[0]}
+
+
+def test_a_rollout_makes_a_revision_for_its_time() -> None:
+    stock = inventory(backend("a"), backend("b"))
+    seen = []
+    for name, version in (("a", "1"), ("b", "1"), ("b", "2"), ("a", "2")):
+        assert stock.known[name].answered(engine(version), NOW)
+        seen.append(revision(stock))
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 3
+
+
+def test_an_outage_is_no_revision_also_for_the_next_process() -> None:
+    """Backends that say different things of one model each keep their own."""
+    stock = inventory(backend("a"), backend("b"))
+    stock.known["a"].answered(engine("1", root="/x"), NOW)
+    stock.known["b"].answered(engine("2", root="/y"), NOW)
+    before = revision(stock)
+    stock.known["b"].failed("refused", NOW)
+    assert revision(stock) == before
+    assert not stock.known["a"].answered(engine(root="/x"), NOW), "it didn't say its version for once"
+    assert revision(stock) == before
+    following(stock, backend("a"), backend("b", depth=3))
+    assert revision(stock) == before, "declared otherwise"
+    later = inventory(backend("a"), backend("b"), previous=published(stock))
+    assert revision(later) == before
+    later.known["a"].answered(engine("1", root="/x"), NOW)
+    later.known["b"].failed("refused", NOW)
+    assert revision(later) == before
+    assert published(later).backends["b"].version == "2"
+
+
+def test_a_snapshot_of_before_there_were_revisions() -> None:
+    """What is on its cards counts once the backend has said it again."""
+    stock = inventory(backend("a"))
+    stock.known["a"].answered(engine(root="/x"), NOW)
+    old = published(stock)
+    old.backends = {name: msgspec.structs.replace(each, essences={}) for name, each in old.backends.items()}
+    later = inventory(backend("a"), previous=old)
+    assert revision(later) != revision(stock)
+    assert later.known["a"].answered(engine(root="/x"), NOW)
+    assert revision(later) == revision(stock)
+
+
+def test_another_server_is_another_revision() -> None:
+    stock = inventory(backend("a", ["m"]))
+    stock.known["a"].answered(engine("1"), NOW)
+    before = revision(stock)
+    following(stock, backend("a", ["m"], url="http://elsewhere:8000"))
+    assert revision(stock) != before
+
+
+def test_processes_agree_on_a_revision() -> None:
+    """Also on the order of a set, which Python shuffles for each process anew."""
+    stock = inventory(*(backend(name) for name in "abcdefgh"))
+    for name in "abcdefgh":
+        stock.known[name].answered(engine(name, root=name), NOW)
+    assert revision(stock) == "bdd3c5c1814062b7"

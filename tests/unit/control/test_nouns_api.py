@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from proxy.control.discovery import Answer as Discovered
+from proxy.errors import Outcome
 from proxy.exchange import Attempt as TriedBackend
 from proxy.exchange import EngineTimings, Record, new_id
 from proxy.nouns import KeySettings
@@ -211,8 +212,8 @@ FILTERS = {
     "/usage": ["team", "user", "project", "key", "model", "backend"],
     "/audit": ["noun", "name", "author", "team"],
     "/requests": [
-        *("key", "key_name", "team", "user", "end_user", "project", "model", "backend", "operation", "outcome", "error_code"),
-        *("trace_id", "request_id"),
+        *("key", "key_name", "team", "user", "end_user", "project", "model", "backend", "operation", "outcome", "cache"),
+        *("error_code", "trace_id", "request_id"),
     ],
 }
 
@@ -396,6 +397,46 @@ def test_who_may_put_somebody_before_others(api: ControlApi, noun: str) -> None:
     api.patch("/teams/a", {"priority": "high"}, key=api.admin)
     assert api.patch(f"/{noun}/x", {"priority": "high"}, key=api.manager).json()["settings"]["priority"] == "high"
     assert "priority" in refused(api.patch(f"/{noun}/x", {"priority": "urgent"}, key=api.admin), 400)
+
+
+@pytest.mark.parametrize("noun", ["keys", "users", "projects"])
+def test_who_may_have_a_hand_in_engines(api: ControlApi, noun: str) -> None:  # failures 58, 74
+    """A manager gives only what his team has, or what an administrator gave this one."""
+    both = {"engine_parameters": ["priority", "cache_salt"], "team": "a"}
+    assert "'priority' is for an administrator to give" in refused(
+        api.put(f"/{noun}/x", both, key=api.manager), 403, "permission_denied"
+    )
+    assert api.put(f"/{noun}/x", {}, key=api.manager).status_code == 201
+    refused(api.patch(f"/{noun}/x", both, key=api.manager), 403, "permission_denied")
+    api.patch("/teams/b", both, key=api.admin)
+    api.patch("/teams/a", {"engine_parameters": ["priority"]}, key=api.admin)
+    assert "'cache_salt'" in refused(api.patch(f"/{noun}/x", both, key=api.manager), 403)
+    assert api.patch(f"/{noun}/x", {"engine_parameters": ["priority"]}, key=api.manager).status_code == 200
+    assert api.put(f"/{noun}/x", both, key=api.admin).status_code == 200
+    changed = api.patch(f"/{noun}/x", {"concurrent_requests": 3}, key=api.manager).json()["settings"]
+    assert changed["engine_parameters"] == ["priority", "cache_salt"], "what was given stays"
+    assert "allowed: cache_salt, priority" in refused(api.patch(f"/{noun}/x", {"engine_parameters": ["n"]}, key=api.admin), 400)
+
+
+def test_the_cache_of_a_model(api: ControlApi) -> None:
+    said = {"policy": "all", "scope": "team", "ttl": 60.5, "revision": "2", "semantic": {"model": "e"}}
+    made = api.put("/models/m", {"cache": said, "prefix_isolation": "key"}, key=api.admin).json()["settings"]
+    assert made["cache"] == said | {"semantic": {"model": "e", "threshold": 0.95}}
+    changed = api.patch("/models/m", {"cache": {"policy": "off", "semantic": None}}, key=api.admin).json()["settings"]
+    assert changed["cache"] == said | {"policy": "off", "semantic": None}
+    assert changed["prefix_isolation"] == "key"
+    itself = {"cache": {"semantic": {"model": "x"}}, "aliases": ["x"]}
+    assert "'x' is the model itself" in refused(api.patch("/models/m", itself, key=api.admin), 400)
+    assert "cache.ttl: 0.5" in refused(api.patch("/models/m", {"cache": {"ttl": 0.5}}, key=api.admin), 400)
+    words = "cache.scope: 'user' is not allowed: Invalid enum value 'user'; allowed: key, team, everyone"
+    assert words in refused(api.patch("/models/m", {"cache": {"scope": "user"}}, key=api.admin), 400)
+
+
+@pytest.mark.parametrize("path", ["/keys/x", "/users/x", "/projects/x", "/teams/x", "/everyone"])
+def test_the_cache_of_somebody(api: ControlApi, path: str) -> None:
+    assert api.put(path, {"cache": "off"}, key=api.admin).json()["settings"]["cache"] == "off"
+    assert api.patch(path, {"cache": None}, key=api.admin).json()["settings"]["cache"] is None
+    assert "allowed: off, deterministic, all" in refused(api.patch(path, {"cache": "some"}, key=api.admin), 400)
 
 
 def test_a_team_that_may_use_some_models_knows_no_others(api: ControlApi) -> None:  # failure 83
@@ -795,6 +836,83 @@ def test_a_request_tells_where_it_went_and_why_and_how_long_it_waited(api: Contr
     assert sum(ms for _, _, ms in spans) == one["total_ms"]
     newest = api.get("/requests", key=api.viewer, limit=1).json()["data"][0]
     assert (newest["wait_ms"], newest["scores"], newest["routed_by"]) == (None, [], "")
+
+
+SAVED: dict[str, Any] = {
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "cost_nano": 0,
+    "attempts": [],
+    "engine": None,
+    "sent_ns": 0,
+    "looked_up_ns": 2_500_000,
+    "saved_input_tokens": 10,
+    "saved_output_tokens": 5,
+    "saved_cost_nano": 1_500_000_001,
+    "saved_ns": 7_250_000,
+    "source_id": b"\2" * 16,
+    "source_trace_id": b"\3" * 16,
+}
+HIT: dict[str, Any] = {
+    **SAVED,
+    "outcome": Outcome.CACHED,
+    "cache": "hit",
+    "age_ns": 90_000_000_000,
+    "similarity": 0.96875,
+    **dict.fromkeys(("first_byte_ns", "first_token_ns", "upstream_ended_ns"), 0),
+}
+
+
+def test_a_request_tells_what_the_cache_did_and_what_that_saved(api: ControlApi) -> None:
+    now = time.time_ns()
+    hit = record(api, now - 5_000_000, **HIT)
+    shared = record(api, now - 4_000_000, **{**SAVED, "outcome": Outcome.COALESCED, "cache": "coalesced"})
+    with api.engine.begin() as connection:
+        insert_records(connection, [hit, shared, record(api, now, cache="miss", looked_up_ns=2_250_000), record(api, now + 1)])
+    told = {row["cache"]: row for row in api.get("/requests", key=api.viewer).json()["data"]}
+    names = {
+        cache: [(span["name"], span["ms"]) for span in row["time"] if span["name"] not in ("read", "authenticate", "admit")]
+        for cache, row in told.items()
+    }
+    assert names["hit"] == [("cache", 0.5), ("release", 18.5)]
+    assert names["coalesced"] == [("cache", 0.5), ("coalesce", 6.5), ("decode", 11.0), ("release", 1.0)]
+    assert names["miss"][:2] == [("cache", 0.25), ("route", 0.75)]
+    assert names[""][0] == ("route", 1.0)
+    added = {cache: row["proxy_added_ms"] for cache, row in told.items()}
+    assert (added["hit"], added["coalesced"], added["miss"]) == (20.0, 2.5, added[""])
+    one = told["hit"]
+    assert (one["source_id"], one["source_trace_id"], one["age_ms"]) == ("02" * 16, "03" * 16, 90_000.0)
+    assert (one["similarity"], one["saved_ms"], one["saved_cost"], one["cost"]) == (0.96875, 7.25, "1.500000001", "0.000000000")
+    assert (one["saved_input_tokens"], one["saved_output_tokens"]) == (10, 5)
+    assert [told["coalesced"][name] for name in ("age_ms", "similarity")] == [None, None], "it was no old answer, and the same"
+    assert [told[""][name] for name in ("source_id", "saved_ms", "saved_cost")] == ["", None, "0.000000000"]
+    for wanted in ("hit", "coalesced", "miss"):
+        assert [row["cache"] for row in api.get("/requests", key=api.viewer, cache=wanted).json()["data"]] == [wanted]
+
+
+def test_usage_tells_what_the_cache_saved_and_charges_none_of_it(api: ControlApi) -> None:
+    now = time.time_ns()
+    api.put("/budgets/key/holder-a/tokens/total", {"amount": 100}, key=api.admin)
+    shared = {**SAVED, "outcome": Outcome.COALESCED, "cache": "coalesced"}
+    made = [
+        record(api, now - 3, cache="miss"),
+        record(api, now - 2, **HIT),
+        record(api, now - 1, **HIT),
+        record(api, now, **shared),
+    ]
+    with api.engine.begin() as connection:
+        insert_records(connection, made)
+    [row] = api.get("/usage", key=api.viewer, by="team").json()["data"]
+    assert (row["requests"], row["ok"], row["errors"]) == (4, 4, 0)
+    assert (row["cache_hits"], row["coalesced"], row["cache_misses"]) == (2, 1, 1)
+    assert (row["input_tokens"], row["output_tokens"], row["cost"]) == (10, 5, {"EUR": "1.500000001"})
+    assert (row["saved_input_tokens"], row["saved_output_tokens"], row["saved_ms"]) == (30, 15, 21.75)
+    assert row["saved_cost"] == {"EUR": "4.500000003"}
+    by_cache = api.get("/usage", key=api.viewer, by="cache").json()["data"]
+    assert [(each["group"], each["requests"]) for each in by_cache] == [("coalesced", 1), ("hit", 2), ("miss", 1)]
+    own = api.get("/v1/usage", key=api.holder).json()
+    assert [(each["cache_hits"], each["saved_cost"]) for each in own["by_model"]] == [(2, {"EUR": "4.500000003"})]
+    assert [(budget["used"], budget["left"]) for budget in own["budgets"]] == [(15, 85)]
 
 
 def test_a_holder_reads_his_own_usage_and_nothing_else(used: ControlApi) -> None:  # failure 83

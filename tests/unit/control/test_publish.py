@@ -20,10 +20,11 @@ from proxy.control.issuers import Fetched, Issuers
 from proxy.control.publish import PATIENCE_NS, REPEAT_NS, Publisher
 from proxy.nouns import KeySettings
 from proxy.settings import Settings
-from proxy.snapshot import UNLIMITED, Allowance, Budget, Principal, Snapshot, SnapshotFile, read_snapshot
+from proxy.snapshot import UNLIMITED, Allowance, Budget, Principal, Purge, Snapshot, SnapshotFile, read_snapshot
 from proxy.spend import Period
 from proxy.spend.periods import Counted, read_counted
-from proxy.store import create_key, hash_key, open_database, revoke_key
+from proxy.store import GLASSHOUSE, cache_secret, create_key, hash_key, open_database, purge, revoke_key
+from proxy.store.purges import LONGEST_NS
 
 NOW = 1_795_000_000_000_000_000
 ANSWER = Answer("vllm", {"m": b'{"id":"m"}'})
@@ -413,3 +414,65 @@ def test_no_secret_and_no_hash_in_the_log(
     said = json.dumps([record.__dict__ for record in caplog.records], default=str)
     assert secret not in said
     assert hash_key(secret).hex() not in said
+
+
+# -- the cache --
+
+
+def test_what_is_said_of_answers_and_of_engines_is_published(settings: Settings) -> None:
+    said = {"cache": "off", "engine_parameters": ["priority", "cache_salt"]}
+    parts = Parts(with_limits(settings, everyone=said, teams={"a": {"cache": "all"}, "b": {}}))
+    parts.known.answered(ANSWER, 1)
+    parts.poll()
+    file = parts.publish()
+    assert file is not None
+    assert file.everyone == Allowance(cache="off", engine_parameters=("priority", "cache_salt"))
+    assert file.teams == {"a": Allowance(cache="all"), "b": Allowance()}
+
+
+def test_what_is_withdrawn_is_published_at_once_and_for_as_long_as_it_matters(settings: Settings, engine: Engine) -> None:
+    parts = Parts(settings)
+    parts.known.answered(ANSWER, 1)
+    parts.poll()
+    first = parts.publish()
+    assert first is not None
+    with engine.begin() as connection:
+        assert (len(first.cache_secret), first.purges) == (32, ())
+        assert first.cache_secret == cache_secret(connection)
+        made = purge(connection, GLASSHOUSE, model="m", key_id="k", team="t", user="u").purge
+    assert parts.poll()
+    second = parts.publish(now_ns=made.before_unix_ns)
+    assert second is not None
+    assert (second.purges, second.cache_secret) == ((Purge(made.before_unix_ns, "m", "k", "t", "u"),), first.cache_secret)
+    assert Snapshot(second).purges == second.purges
+    assert parts.publish(now_ns=made.before_unix_ns + LONGEST_NS - 1) is None
+    third = parts.publish(now_ns=made.before_unix_ns + LONGEST_NS)
+    assert third is not None
+    assert third.purges == ()
+
+
+def test_starting_with_the_database_down_leaves_the_cache_as_it_was(settings: Settings, engine: Engine) -> None:  # failure 46
+    with engine.begin() as connection:
+        purge(connection, GLASSHOUSE, model="m")
+    before = Parts(settings)
+    before.known.answered(ANSWER, 1)
+    before.poll()
+    previous = before.publish(now_ns=time.time_ns())
+    assert previous is not None
+    assert len(previous.purges) == 1
+    after = Parts(with_limits(settings, database="sqlite:////nowhere/at/all"), previous)
+    assert not after.poll()
+    after.known.answered(Answer("vllm", {"n": b'{"id":"n"}'}), 2)
+    file = after.publish(now_ns=time.time_ns())
+    assert file is not None
+    assert (file.cache_secret, file.purges) == (previous.cache_secret, previous.purges)
+
+
+def test_a_purge_reads_no_key_and_no_noun_again(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts(settings)
+    parts.poll()
+    monkeypatch.setattr("proxy.control.feed.stored", None)
+    with engine.begin() as connection:
+        purge(connection, GLASSHOUSE)
+    assert parts.poll()
+    assert (parts.feed.error, len(parts.feed.known.purges)) == ("", 1)

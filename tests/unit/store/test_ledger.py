@@ -70,6 +70,10 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
         routed_by="auto.load",
         scores=[("a", 900), ("b", -32)],
         fallback_of="larger",
+        cache="hit",
+        similarity=0.96875,
+        source_id=bytes([7]) * 16,
+        source_trace_id=bytes([8]) * 16,
     )
     numbered = [name for name in Record.__struct_fields__ if name.endswith(("_ns", "_bytes", "_tokens", "_nano", "_seconds"))]
     numbered = [
@@ -86,7 +90,9 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
             **{name: getattr(made, name) for name in ("max_tokens", "temperature", "top_p", "status", "error_code", "error")},
             **{name: getattr(made, name) for name in ("finish_reasons", "currency", "inter_token_counts", "client_address")},
             **{name: getattr(made, name) for name in ("team", "refused_by", "over_budget", "worker", "user_name", "project")},
-            **{name: getattr(made, name) for name in ("routed_by", "fallback_of")},
+            **{name: getattr(made, name) for name in ("routed_by", "fallback_of", "cache", "similarity")},
+            "source_id": "07" * 16,
+            "source_trace_id": "08" * 16,
             "requested_model": "default",
             "scores": [{"backend": "a", "score": 900}, {"backend": "b", "score": -32}],
             "collector": "host",
@@ -114,6 +120,7 @@ def test_every_field_of_a_record_gets_into_its_column(engine: Engine) -> None:
 def test_every_field_has_a_column() -> None:
     """A field that is new in the Record is decided on here, not forgotten."""
     elsewhere = {"received_unix_ns": "received_at", "user": "end_user", "engine": "engine_queue_ms"}
+    elsewhere |= {"source_span_id": "source_trace_id"}  # within its trace it is the root, and the row of `source_id` has it
     assert {elsewhere.get(name, name) for name in Record.__struct_fields__} <= set(requests.c.keys())
 
 
@@ -134,7 +141,9 @@ def test_a_bare_record(engine: Engine) -> None:
     assert row["parent_span_id"] == row["backend"] == row["model"] == ""
     assert row["max_tokens"] is row["engine_queue_ms"] is None
     assert row["finish_reasons"] == row["attempts"] == row["scores"] == []
-    assert row["routed_by"] == row["fallback_of"] == ""
+    assert row["routed_by"] == row["fallback_of"] == row["cache"] == row["source_id"] == row["source_trace_id"] == ""
+    assert row["looked_up_ns"] == row["age_ns"] == 0
+    assert row["similarity"] is None
 
 
 def test_the_same_again_changes_nothing(engine: Engine) -> None:
@@ -158,6 +167,10 @@ def test_what_no_database_can_hold_is_made_to_fit(engine: Engine) -> None:  # fa
     """One unstorable record must not keep the ledger from going on."""
     made = record(
         gpu_ns=2**63,
+        saved_ns=2**63,
+        saved_input_tokens=2**64,
+        saved_output_tokens=2**64,
+        saved_cost_nano=2**64,
         model="a\0b'; DROP TABLE requests; --",
         requested_model="\0",
         fallback_of="\0",
@@ -177,6 +190,7 @@ def test_what_no_database_can_hold_is_made_to_fit(engine: Engine) -> None:  # fa
     assert row["model"] == "a\ufffdb'; DROP TABLE requests; --"
     assert row["end_user"] == row["client_request_id"] == "\ufffd"
     assert row["max_tokens"] == row["input_tokens"] == 2**63 - 1
+    assert {row[f"saved_{name}"] for name in ("ns", "input_tokens", "output_tokens", "cost_nano")} == {2**63 - 1}
     assert (row["outcome"], row["usage_source"]) == ("77", "99")
 
 
@@ -237,6 +251,11 @@ def seeded(count: int) -> list[Record]:
             currency=chance.choice(["USD", "EUR"]),
             first_token_ns=chance.choice([0, chance.randrange(1, 10**9)]),
             attempts=[Attempt(f"backend-{chance.randrange(2)}")] if chance.random() < 0.9 else [],
+            cache=chance.choice(["", "hit", "miss", "coalesced", "bypass"]),
+            saved_input_tokens=chance.randrange(1000),
+            saved_output_tokens=chance.randrange(1000),
+            saved_cost_nano=chance.choice([0, 3, 264_000, 2**54 + 1]),
+            saved_ns=chance.randrange(10**10),
         )
         for number in range(count)
     ]
@@ -246,7 +265,8 @@ def group_of(by: By, made: Record) -> str:
     day = datetime.fromtimestamp(made.received_unix_ns // 10**9, UTC).date().isoformat()
     groups = {"key": made.key_id, "team": made.team, "user": made.user_name, "project": made.project, "model": made.model}
     outcome = Outcome(made.outcome).label
-    return {**groups, "backend": made.backend, "operation": made.operation, "outcome": outcome, "day": day}[by]
+    groups |= {"backend": made.backend, "operation": made.operation, "cache": made.cache}
+    return {**groups, "outcome": outcome, "day": day}[by]
 
 
 def nearest_rank(values: list[int], percent: int) -> int | None:
@@ -285,13 +305,19 @@ def test_the_sums_are_the_records_own(engine: Engine, by: By, since: datetime | 
         assert row.requests == len(mine)
         assert (row.ok, row.errors) == (classes["ok"], classes["errors"])
         assert (row.client_gone, row.crashed) == (classes["client_gone"], classes["crashed"])
-        for name in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds"):
+        results = Counter(made.cache for made in mine)
+        assert (row.cache_hits, row.cache_misses, row.coalesced) == (results["hit"], results["miss"], results["coalesced"])
+        for name in (
+            *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "audio_seconds"),
+            *("saved_input_tokens", "saved_output_tokens", "saved_ns"),
+        ):
             assert getattr(row, name) == sum(getattr(made, name) for made in mine)
-        costs = Counter[str]()
-        for made in mine:
-            costs[made.currency] += made.cost_nano
-        assert row.cost_nano == {currency: cost for currency, cost in costs.items() if cost}
-        assert all(type(cost) is int for cost in row.cost_nano.values())
+        for name in ("cost_nano", "saved_cost_nano"):
+            costs = Counter[str]()
+            for made in mine:
+                costs[made.currency] += getattr(made, name)
+            assert getattr(row, name) == {currency: cost for currency, cost in costs.items() if cost}
+            assert all(type(cost) is int for cost in getattr(row, name).values())
         waits = [made.first_token_ns for made in mine if made.first_token_ns]
         assert row.first_token_p50_ns == nearest_rank(waits, 50)
         assert row.first_token_p95_ns == nearest_rank(waits, 95)

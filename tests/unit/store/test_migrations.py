@@ -100,9 +100,15 @@ def test_what_an_older_version_wrote_and_goes_on_writing_stays(database_url: str
         assert {row.requests for row in usage(connection)} == {2}
         later = [column for column in requests.c if column.name not in older.c]
         told = connection.execute(select(*later))
-        nothing = [[] if isinstance(column.type, JSON) else column.type.python_type() for column in later]
+        nothing = [_nothing(column) for column in later]
         assert [list(row) for row in told] == [nothing, nothing]
     engine.dispose()
+
+
+def _nothing(column: Column[Any]) -> object:
+    if column.nullable:
+        return None
+    return [] if isinstance(column.type, JSON) else column.type.python_type()
 
 
 def _row_of(table: Table, identity: str) -> dict[str, object]:

@@ -67,6 +67,8 @@ CASES: list[tuple[dict[str, Any], Callable[[Record], bool]]] = [
     ({"project": "demo", "model": "small"}, lambda each: (each.project, each.model) == ("demo", "small")),
     ({"backend": "backend-1"}, lambda each: each.backend == "backend-1"),
     ({"operation": "embeddings"}, lambda each: each.operation == "embeddings"),
+    ({"cache": "hit"}, lambda each: each.cache == "hit"),
+    ({"cache": "", "model": "small"}, lambda each: (each.cache, each.model) == ("", "small")),
     ({"outcome": "client_gone"}, lambda each: each.outcome == Outcome.CLIENT_GONE),
     ({"error_code": "upstream_error"}, lambda each: each.error_code == "upstream_error"),
     ({"trace_id": "03" * 16}, lambda each: each.trace_id == bytes([3]) * 16),
