@@ -174,6 +174,24 @@ class Record(msgspec.Struct, array_like=True):
     """When it began to wait for a backend with room. It waited until its first try, or to its end if it had none."""
     fallback_of: str = ""
     """The model that was asked for and that nobody could answer for: `model` did instead."""
+    cache: str = ""
+    """`hit`, `miss`, `coalesced` or `bypass`; nothing where there is no cache."""
+    looked_up_ns: int = 0
+    """When the cache had said what it has."""
+    saved_input_tokens: int = 0
+    saved_output_tokens: int = 0
+    saved_cost_nano: int = 0
+    """What the answer would have taken, had an engine given it. The counts above are what engines did for this request."""
+    saved_ns: int = 0
+    """How much longer the original took, from its admission to its engine's last byte."""
+    source_id: bytes = b""
+    """Of the request whose answer it is; nothing if it has its own."""
+    source_trace_id: bytes = b""
+    source_span_id: int = 0
+    age_ns: int = 0
+    """How long ago that answer was complete; 0 for one that was still under way."""
+    similarity: float | None = None
+    """Cosine of the two prompts' embeddings; None where they were the same."""
 
     @property
     def backend(self) -> str:
@@ -205,7 +223,13 @@ class Record(msgspec.Struct, array_like=True):
 
     def proxy_added_ns(self) -> int:
         """What the proxy itself added: from the whole request read to its dispatch, less waiting for room, for attempts that
-        failed (and for room after them) and for connections, and from the engine's last byte to the release of ours."""
+        failed (and for room after them) and for connections, and from the engine's last byte to the release of ours.
+
+        What the cache had is the proxy's own, but for its pace. Who shares an answer waits for its engine from the look-up on.
+        """
+        if self.cache in ("hit", "coalesced"):
+            since = self.upstream_ended_ns or (self.looked_up_ns if self.cache == "hit" else self.ended_ns)
+            return max(0, self.looked_up_ns - self.read_ns) + max(0, self.ended_ns - since)
         waited = self.wait_ns
         if self.attempts:
             first, last_try = self.attempts[0], self.attempts[-1]
@@ -224,6 +248,8 @@ class Timed(Protocol):
     read_ns: int
     authenticated_ns: int
     admitted_ns: int
+    cache: str
+    looked_up_ns: int
     queued_ns: int
     sent_ns: int
     first_byte_ns: int
@@ -235,21 +261,26 @@ class Timed(Protocol):
 def named_times(of: Timed, attempts: Sequence[Attempt]) -> Iterator[tuple[str, int, int]]:
     """Where the time went, in the order in which it went, without gaps: (name, from, to), ns after it was received.
 
-    read: the request's bytes; route: choosing a backend; wait: until one had room; retries: tries before the last; prefill: until
-    the first token (of an answer in one piece: engine); decode: until the engine's last byte (receive); release: until ours.
+    read: the request's bytes; cache: looking whether it has the answer; route: choosing a backend; wait: until one had room;
+    retries: tries before the last; prefill: until the first token (of an answer in one piece: engine; of one that is another
+    request's too: coalesce); decode: until the engine's last byte (receive; of a hit: as fast as is wanted); release: until ours.
     """
     first, last = (attempts[0], attempts[-1]) if attempts else (None, None)
-    streamed = bool(of.first_token_ns)
+    streamed, began = bool(of.first_token_ns), of.first_token_ns or of.first_byte_ns
+    waited = "prefill" if streamed else "engine"
+    if of.cache == "coalesced":
+        waited, began = "coalesce", began or of.ended_ns
     marks = (
         ("read", of.read_ns),
         ("authenticate", of.authenticated_ns),
         ("admit", of.admitted_ns),
+        ("cache", of.looked_up_ns),
         ("route", of.queued_ns or (first.started_ns if first else 0)),
         ("wait", (first.started_ns if first else of.ended_ns) if of.queued_ns else 0),
         ("retries", last.started_ns if last is not first and last else 0),
         ("connect", last.connected_ns if last else 0),
         ("send", of.sent_ns),
-        ("prefill" if streamed else "engine", of.first_token_ns or of.first_byte_ns),
+        (waited, began),
         ("decode" if streamed else "receive", of.upstream_ended_ns),
         ("release", of.ended_ns),
     )
@@ -326,6 +357,10 @@ class Call(Protocol):
     def answered(self) -> bool:
         """A stream, every choice of which has ended: nothing that a client waits for is still to come."""
 
+    @property
+    def usage(self) -> bytes:
+        """What a stream's engine has said of all of it (JSON), as far as it has."""
+
     def settle(self) -> None:
         """Write the token counts known so far on the record."""
 
@@ -334,6 +369,22 @@ class Call(Protocol):
 
     def overdue(self, now_ns: int) -> ProxyError | None:
         """The timeout that has passed, if one has."""
+
+
+class Flight(Protocol):
+    """An answer that this request has made, for itself and for others that want the same; `cache/flight.py` is what it is."""
+
+    def goes_on_without(self, error: ProxyError) -> bool:
+        """The client that asked first has left, as `error` says. True if others still want the answer."""
+
+    def arrived(self) -> None:
+        """The answer is complete, and at hand in the reply."""
+
+    def let_go(self) -> None:
+        """The reply is this client's alone from here on: its record is to be written."""
+
+    def land(self) -> None:
+        """The record is written, and the client has what it gets."""
 
 
 class Permit(Protocol):
@@ -357,10 +408,14 @@ class Exchange:
     model: Model | None = None
     changes: tuple[Change, ...] = ()
     """What is different in the body for its model."""
+    salted: tuple[Change, ...] = ()
+    """What else is, where a vLLM gets it: so that the prompt, once computed, is of use to its tenant only."""
     call: Call | None = None
     """The try that is under way."""
     permit: Permit | None = None
     """What it holds of its limits, if it has any."""
+    flight: Flight | None = None
+    """The answer that it makes for others too, if it does."""
     error: ProxyError | None = None
     opened = False
     """Its opening record is in the journal, where room is kept for the closing one."""
@@ -402,6 +457,11 @@ class Exchange:
     def accepted(self) -> bool:
         """Authenticated: from there on the request is one row of the ledger, however it ends."""
         return self.principal is not None
+
+    def leave(self, error: ProxyError) -> None:
+        """The client has left, as `error` says: this is the request's end, unless others want its answer too."""
+        if self.flight is None or not self.flight.goes_on_without(error):
+            self.flow.interrupt(error)
 
     def fail(self, error: ProxyError) -> None:
         """Book the request as failed. The first error stays: what follows from it is not its cause."""

@@ -57,6 +57,15 @@ WAIT_BOUNDS = _ns(
 
 CONNECT_BOUNDS = _ns(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
+LOOKUP_BOUNDS = _ns(
+    *(0.000025, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15),
+    *(0.25, 0.5, 1.0, 2.5),
+)
+
+AGE_BOUNDS = _ns(
+    *(1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 21_600.0, 43_200.0, 86_400.0, 172_800.0, 604_800.0, 2_592_000.0)
+)
+
 ENGINE_BOUNDS = _ns(0.0005, 0.001, 0.0025, 0.005, *(bound / NANO for bound in FIRST_TOKEN_BOUNDS if bound >= NANO // 100))
 
 
@@ -175,8 +184,8 @@ class Gauge(NamedTuple):
 
 
 class Labeller:
-    """Record → Seen. A model's name is a label once a request for it was routed (or the settings name it): before that it is
-    whatever a caller wrote."""
+    """Record → Seen. A model's name is a label once a request for it was routed, or the cache was asked for it (or the settings
+    name it): before that it is whatever a caller wrote."""
 
     def __init__(self, bounds: LabelBounds, models: Iterable[str] = ()) -> None:
         self._bounds = bounds
@@ -186,7 +195,7 @@ class Labeller:
     def see(self, record: Record) -> Seen:
         bound = self._bounds.bound
         model = record.model or "none"
-        known = record.attempts or record.queued_ns or model == "none" or self._bounds.knows("model", model)
+        known = record.attempts or record.queued_ns or record.cache or model == "none" or self._bounds.knows("model", model)
         return Seen(
             record,
             self._bounds,
@@ -201,6 +210,9 @@ class Labeller:
 _OUTCOMES = {outcome.value: outcome.label for outcome in Outcome}
 _STATUSES = {status: str(status) for status in range(100, 600)}
 _SUCCESSES = frozenset({Outcome.OK, Outcome.CACHED, Outcome.COALESCED})
+
+FROM_CACHE = ("hit", "coalesced")
+"""What `Record.cache` says of an answer that no engine gave for this request: of engines its times say nothing."""
 
 SYSTEM_KEY = "system"
 """Id and name of the key to which is booked what the proxy asks of its own accord: probes of backends that may be broken."""
@@ -309,6 +321,34 @@ def _fallbacks(seen: Seen, series: Series) -> None:
         series.add((seen.model, seen.bounds.bound("model", seen.record.fallback_of)))
 
 
+def _cache(seen: Seen, series: Series) -> None:
+    if seen.record.cache:
+        series.add((seen.model, seen.bounds.bound("result", seen.record.cache)))
+
+
+def _similar(seen: Seen, series: Series) -> None:
+    if seen.record.similarity is not None:
+        series.add((seen.model,))
+
+
+def _saved_tokens(seen: Seen, series: Series) -> None:
+    record = seen.record
+    if record.saved_input_tokens:
+        series.add((seen.model, "input"), record.saved_input_tokens)
+    if record.saved_output_tokens:
+        series.add((seen.model, "output"), record.saved_output_tokens)
+
+
+def _saved_cost(seen: Seen, series: Series) -> None:
+    if cost := seen.record.saved_cost_nano:
+        series.add((seen.model, seen.bounds.bound("currency", seen.record.currency or "none")), cost)
+
+
+def _saved_time(seen: Seen, series: Series) -> None:
+    if seen.record.saved_ns:
+        series.add((seen.model,), seen.record.saved_ns)
+
+
 def attempt_result(attempt: Attempt) -> str:
     """How a try on a backend ended: `ok`, an error's code, or the HTTP status that came instead of an answer."""
     if attempt.error:
@@ -327,14 +367,14 @@ def _duration(seen: Seen, series: Series) -> None:
 
 def _first_token(seen: Seen, series: Series) -> None:
     record = seen.record
-    if record.first_token_ns:
+    if record.first_token_ns and record.cache not in FROM_CACHE:
         labels = (seen.operation, seen.model, seen.backend)
         series.observe(labels, record.first_token_ns, record.trace_id, record.received_unix_ns)
 
 
 def _first_content(seen: Seen, series: Series) -> None:
     record = seen.record
-    if record.first_content_ns:
+    if record.first_content_ns and record.cache not in FROM_CACHE:
         labels = (seen.operation, seen.model, seen.backend)
         series.observe(labels, record.first_content_ns, record.trace_id, record.received_unix_ns)
 
@@ -360,6 +400,30 @@ def _connect(seen: Seen, series: Series) -> None:
     for attempt in seen.record.attempts:
         if attempt.connected_ns:
             series.observe((seen.bounds.bound("backend", attempt.backend),), attempt.connected_ns - attempt.started_ns)
+
+
+def _cached_first_token(seen: Seen, series: Series) -> None:
+    record = seen.record
+    if record.stream and record.cache in FROM_CACHE and (first := record.first_token_ns or _given(record)):
+        series.observe((seen.model, record.cache), first, record.trace_id, record.received_unix_ns)
+
+
+def _given(record: Record) -> int:
+    """When an answer was there that had not to be waited for."""
+    return record.looked_up_ns if record.cache == "hit" else 0
+
+
+def _lookup(seen: Seen, series: Series) -> None:
+    record = seen.record
+    if record.looked_up_ns:
+        result = seen.bounds.bound("result", record.cache or "none")
+        series.observe((result,), max(0, record.looked_up_ns - record.admitted_ns), record.trace_id, record.received_unix_ns)
+
+
+def _age(seen: Seen, series: Series) -> None:
+    record = seen.record
+    if record.cache == "hit":
+        series.observe((seen.model,), record.age_ns, record.trace_id, record.received_unix_ns)
 
 
 def _engine(read: Callable[[EngineTimings], float | None]) -> Callable[[Seen, Series], None]:
@@ -469,6 +533,39 @@ COUNTERS: tuple[Counter, ...] = (
         ("model", "backend", "kind"),
         _backend_tokens,
     ),
+    Counter(
+        "glasshouse_cache_requests_total",
+        "Requests by what the cache did: hit, it had the answer; coalesced, the request shared one that was under way; miss; "
+        "bypass, it was not to be asked. Only where there is a cache.",
+        ("model", "result"),
+        _cache,
+    ),
+    Counter(
+        "glasshouse_cache_semantic_hits_total",
+        "Hits whose prompt was similar to the one that was answered, and not the same.",
+        ("model",),
+        _similar,
+    ),
+    Counter(
+        "glasshouse_cache_saved_tokens_total",
+        "Tokens that engines did not compute, because an answer was in the cache or under way. In no other count of tokens.",
+        ("model", "kind"),
+        _saved_tokens,
+    ),
+    Counter(
+        "glasshouse_cache_saved_cost_total",
+        "What these tokens would have cost, in units of the currency; exact inside to 1e-9.",
+        ("model", "currency"),
+        _saved_cost,
+        unit=NANO,
+    ),
+    Counter(
+        "glasshouse_cache_saved_seconds_total",
+        "How much longer their original requests took, from the admission to the engine's last byte.",
+        ("model",),
+        _saved_time,
+        unit=NANO,
+    ),
 )
 
 HISTOGRAMS: tuple[Histogram, ...] = (
@@ -481,14 +578,15 @@ HISTOGRAMS: tuple[Histogram, ...] = (
     ),
     Histogram(
         "glasshouse_time_to_first_token_seconds",
-        "From a request's first byte to the first token of its stream, thinking included, role frames not.",
+        "From a request's first byte to the first token of its stream, thinking included, role frames not. Of streams that an "
+        "engine was asked for; what the cache gave is apart.",
         ("operation", "model", "backend"),
         FIRST_TOKEN_BOUNDS,
         _first_token,
     ),
     Histogram(
         "glasshouse_time_to_first_content_seconds",
-        "From a request's first byte to the first token that is answer rather than thinking.",
+        "From a request's first byte to the first token that is answer rather than thinking; of the same streams.",
         ("operation", "model", "backend"),
         FIRST_TOKEN_BOUNDS,
         _first_content,
@@ -541,6 +639,27 @@ HISTOGRAMS: tuple[Histogram, ...] = (
         ("model", "backend"),
         ENGINE_BOUNDS,
         _engine(lambda engine: engine.decode_ms),
+    ),
+    Histogram(
+        "glasshouse_cache_time_to_first_token_seconds",
+        "The time to the first token of streams that the cache had (hit) or that shared an answer under way (coalesced).",
+        ("model", "result"),
+        FIRST_TOKEN_BOUNDS,
+        _cached_first_token,
+    ),
+    Histogram(
+        "glasshouse_cache_lookup_seconds",
+        "From a request's admission to what the cache had to say.",
+        ("result",),
+        LOOKUP_BOUNDS,
+        _lookup,
+    ),
+    Histogram(
+        "glasshouse_cache_age_seconds",
+        "How long ago the answers of hits were made.",
+        ("model",),
+        AGE_BOUNDS,
+        _age,
     ),
 )
 
@@ -595,6 +714,30 @@ WORKER_COUNTERS: tuple[WorkerCounter, ...] = (
         "Answers with an engine's error that went out because enough others had been tried again already.",
         (),
         lambda beat: {(): beat.retries_denied},
+    ),
+    WorkerCounter(
+        "glasshouse_cache_stored_total",
+        "Answers that a worker kept for later, by worker.",
+        ("worker",),
+        lambda beat: {(str(beat.worker),): beat.cache_stored},
+    ),
+    WorkerCounter(
+        "glasshouse_cache_evictions_total",
+        "Answers that made room for others in a worker's memory, by worker.",
+        ("worker",),
+        lambda beat: {(str(beat.worker),): beat.cache_evictions},
+    ),
+    WorkerCounter(
+        "glasshouse_cache_dropped_total",
+        "Answers that did not get to Redis, because too many were on their way to it, by worker.",
+        ("worker",),
+        lambda beat: {(str(beat.worker),): beat.cache_dropped},
+    ),
+    WorkerCounter(
+        "glasshouse_cache_redis_failures_total",
+        "What the cache asked of Redis and got no answer to, or too late, by worker. Each is a miss at worst.",
+        ("worker",),
+        lambda beat: {(str(beat.worker),): beat.cache_redis_failures},
     ),
 )
 
@@ -757,6 +900,24 @@ GAUGES: tuple[Gauge, ...] = (
         "1 while a worker reaches Redis, by worker. No sample: there is none in the settings.",
         ("worker",),
         lambda view: _by_worker(view, lambda beat: float(beat.redis == "up") if beat.redis else None, min),
+    ),
+    Gauge(
+        "glasshouse_cache_entries",
+        "Answers that a worker has in memory, by worker.",
+        ("worker",),
+        lambda view: _by_worker(view, lambda beat: beat.cache_entries),
+    ),
+    Gauge(
+        "glasshouse_cache_bytes",
+        "What they take of memory, about, by worker.",
+        ("worker",),
+        lambda view: _by_worker(view, lambda beat: beat.cache_bytes),
+    ),
+    Gauge(
+        "glasshouse_cache_redis_up",
+        "1 while a worker's cache reaches Redis, by worker. No sample: it keeps nothing there.",
+        ("worker",),
+        lambda view: _by_worker(view, lambda beat: float(beat.cache_redis == "up") if beat.cache_redis else None, min),
     ),
     Gauge(
         "glasshouse_certificate_expiry_timestamp_seconds",

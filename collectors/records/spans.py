@@ -1,6 +1,8 @@
 """Record → OpenTelemetry spans. Pure: the same record gives the same spans, ids and all.
 
     POST /v1/chat/completions     SERVER, kind CHAIN: the request as its caller sees it
+    ├── cache                     INTERNAL, kind CHAIN: an answer that the cache had; linked to the request that it was made for
+    ├── coalesce                  the same, of an answer that another request was getting at that moment
     ├── wait                      INTERNAL, kind CHAIN: until a backend had room, if it had to wait
     ├── attempt gpu-0             CLIENT, kind CHAIN, ERROR: a try that failed
     └── chat qwen3-8b             CLIENT, kind LLM (or as _KINDS says): the try that answered, with tokens and cost
@@ -10,6 +12,8 @@
 Two vocabularies on one span: OpenTelemetry's GenAI semantic conventions (1.41) and OpenInference's, which Phoenix shows. Where
 Phoenix would read a thing twice it is sent once: tokens are on one span only, whatever was tried before, so its sums are ours.
 More spans would say more, but Phoenix takes about a hundred a second: what happens within a step is an event or an attribute.
+An answer that no engine gave for this request has no tokens, of which Phoenix would make a cost; what it saved has other names.
+Phoenix drops links, so what they say is in attributes too (`glasshouse.source.*`).
 
 Ids: the trace is the record's, the root is its span id, attempt k (from 1) is `span id + k`, which is what the engine got in its
 `traceparent`; so an engine that traces hangs its own spans under the right one.
@@ -27,12 +31,12 @@ from openinference.semconv.trace import SpanAttributes as OpenInference
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from collectors.records.bounded import MAX_TEXT, bounded_json, cut
 from collectors.records.content import Conversation, Document, Ranking, read_content
-from collectors.records.metrics import attempt_result
+from collectors.records.metrics import FROM_CACHE, attempt_result
 from proxy import __version__
 from proxy.errors import Outcome
 from proxy.exchange import Attempt, Record, UsageSource, named_times
@@ -42,7 +46,7 @@ from proxy.wire.operations import OPERATIONS
 
 SCOPE = InstrumentationScope("glasshouse", __version__, "https://opentelemetry.io/schemas/1.41.0")
 
-PREFILL, DECODE, WAIT = 1 << 32, 2 << 32, 3 << 32
+PREFILL, DECODE, WAIT, CACHE = 1 << 32, 2 << 32, 3 << 32, 4 << 32
 """What is added to the root's id for them: far from any attempt's number."""
 
 _ID_MASK = 0xFFFFFFFFFFFFFFFF
@@ -103,7 +107,7 @@ def spans_of(record: Record, content: Content | None = None, source: Resource | 
 
 def count_spans(record: Record) -> int:
     """How many `spans_of` would make."""
-    return 1 + bool(record.wait_ns) + len(record.attempts) + 2 * _has_phases(record)
+    return 1 + _from_cache(record) + bool(record.wait_ns) + len(record.attempts) + 2 * _has_phases(record)
 
 
 def is_sampled(record: Record) -> bool:
@@ -131,6 +135,8 @@ class _Trace:
     def spans(self) -> list[ReadableSpan]:
         record = self._record
         made = [self._root()]
+        if _from_cache(record):
+            made.append(self._cache())
         if record.wait_ns:
             made.append(self._wait())
         for number, attempt in enumerate(record.attempts, 1):
@@ -164,6 +170,7 @@ class _Trace:
             "glasshouse.routed_by": record.routed_by or None,
             "glasshouse.routing.scores": _scores(record) or None,
             "glasshouse.fallback_of": record.fallback_of or None,
+            "glasshouse.cache": record.cache or None,
             OpenInference.METADATA: json.dumps(_metadata(record)),
             OpenInference.TAG_TAGS: _tags(record),
             **_who(record),
@@ -183,6 +190,23 @@ class _Trace:
             _status(record),
             [*self._moments(), *self._exception()],
         )
+
+    def _cache(self) -> ReadableSpan:
+        """From the look-up on: a hit is over with it, a shared answer with its engine's last byte."""
+        record = self._record
+        shared = record.cache == "coalesced"
+        end = (record.upstream_ended_ns or record.ended_ns) if shared else record.looked_up_ns
+        attributes = {
+            OpenInference.OPENINFERENCE_SPAN_KIND: "CHAIN",
+            "glasshouse.cache": record.cache,
+            **_saved(record),
+            **_source(record),
+            **self._texts(),
+            **_error_attributes(record),
+        }
+        name, parent = "coalesce" if shared else "cache", self._context(record.span_id)
+        kind, status, at = SpanKind.INTERNAL, _status(record), record.admitted_ns
+        return self._span(name, record.span_id + CACHE, parent, kind, at, end, attributes, status, links=_links(record))
 
     def _wait(self) -> ReadableSpan:
         record = self._record
@@ -272,6 +296,7 @@ class _Trace:
         attributes: Attributes,
         status: Status,
         events: list[Event] | None = None,
+        links: Sequence[Link] = (),
     ) -> ReadableSpan:
         origin = self._record.received_unix_ns
         return ReadableSpan(
@@ -281,6 +306,7 @@ class _Trace:
             resource=self._source,
             attributes={key: value for key, value in attributes.items() if value is not None},
             events=events or [],
+            links=links,
             kind=kind,
             status=status,
             start_time=origin + start_ns,
@@ -298,6 +324,7 @@ class _Trace:
             ("request read", record.read_ns),
             ("authenticated", record.authenticated_ns),
             ("admitted", record.admitted_ns),
+            ("looked up", record.looked_up_ns),
             ("queued", record.queued_ns),
             ("sent", record.sent_ns),
             ("first byte", record.first_byte_ns),
@@ -369,6 +396,11 @@ def _model_attempt(record: Record) -> Attempt | None:
     return last if record.usage_source != UsageSource.NONE or attempt_result(last) == "ok" else None
 
 
+def _from_cache(record: Record) -> bool:
+    """Its answer was not made for it."""
+    return record.cache in FROM_CACHE
+
+
 def _has_phases(record: Record) -> bool:
     return bool(record.first_token_ns) and _model_attempt(record) is not None
 
@@ -412,6 +444,7 @@ def _tags(record: Record) -> list[str]:
             "retried" if len(record.attempts) > 1 else "",
             "queued" if record.queued_ns else "",
             "fallback" if record.fallback_of else "",
+            f"cache {record.cache}" if record.cache else "",
         )
         if tag
     ]
@@ -434,6 +467,8 @@ def _metadata(record: Record) -> Mapping[str, Any]:
         "routed_by": record.routed_by,
         "scores": _scores(record),
         "fallback_of": record.fallback_of,
+        "cache": record.cache,
+        **({"saved": _saved_facts(record), "source": _source_facts(record)} if _from_cache(record) else {}),
         "outcome": _OUTCOMES.get(record.outcome, str(record.outcome)),
         "status": record.status,
         "error_code": record.error_code,
@@ -452,6 +487,44 @@ def _metadata(record: Record) -> Mapping[str, Any]:
 
 def _scores(record: Record) -> list[str]:
     return [f"{backend}: {score}" for backend, score in record.scores]
+
+
+def _saved_facts(record: Record) -> dict[str, Any]:
+    """What an engine would have taken for it; cost in the record's currency."""
+    return {
+        "input_tokens": _int(record.saved_input_tokens),
+        "output_tokens": _int(record.saved_output_tokens),
+        "cost": record.saved_cost_nano / 1e9,
+        "ms": _ms(record.saved_ns),
+    }
+
+
+def _source_facts(record: Record) -> dict[str, Any]:
+    """Whose answer it is."""
+    facts = {
+        "request_id": record.source_id.hex(),
+        "trace_id": record.source_trace_id.hex(),
+        "age_ms": _ms(record.age_ns),
+        "similarity": record.similarity,
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _saved(record: Record) -> Attributes:
+    saved = {f"glasshouse.saved.{name}": value for name, value in _saved_facts(record).items()}
+    return {**saved, "glasshouse.currency": record.currency or None}
+
+
+def _source(record: Record) -> Attributes:
+    return {f"glasshouse.source.{name}": value for name, value in _source_facts(record).items()}
+
+
+def _links(record: Record) -> list[Link]:
+    """To the root of the request whose answer it is."""
+    trace, span = int.from_bytes(record.source_trace_id), record.source_span_id
+    if not trace or not span:
+        return []
+    return [Link(SpanContext(trace, span & _ID_MASK, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)))]
 
 
 def _attempt_facts(attempt: Attempt) -> dict[str, Any]:

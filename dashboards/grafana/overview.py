@@ -1,5 +1,6 @@
 """The overview, in the order in which somebody who was called out of bed looks: is it serving, is it fast, what does it do, which
-backend, who has the work, who asks, is it the proxy or the engine. `make dashboards` writes `overview.json` anew.
+backend, who has the work, what the cache does, who asks, is it the proxy or the engine. `make dashboards` writes `overview.json`
+anew.
 
 A heading and a panel's title are questions; the panel's description says what to make of the answer.
 """
@@ -16,6 +17,7 @@ from dashboards.grafana.board import (
     Query,
     Row,
     States,
+    counted,
     dashboard,
     in_range,
     now,
@@ -48,6 +50,15 @@ TEAM_TOKENS: Final = "glasshouse_team_tokens_total"
 REFUSED: Final = "glasshouse_limit_rejections_total"
 OVER_BUDGET: Final = "glasshouse_over_soft_budget_requests_total"
 REDIS_FAILURES: Final = "glasshouse_redis_failures_total"
+CACHE: Final = "glasshouse_cache_requests_total"
+SEMANTIC_HITS: Final = "glasshouse_cache_semantic_hits_total"
+SAVED_TOKENS: Final = "glasshouse_cache_saved_tokens_total"
+SAVED_COST: Final = "glasshouse_cache_saved_cost_total"
+SAVED_TIME: Final = "glasshouse_cache_saved_seconds_total"
+STORED: Final = "glasshouse_cache_stored_total"
+EVICTIONS: Final = "glasshouse_cache_evictions_total"
+CACHE_DROPPED: Final = "glasshouse_cache_dropped_total"
+CACHE_REDIS_FAILURES: Final = "glasshouse_cache_redis_failures_total"
 WORKER_REQUESTS: Final = "glasshouse_worker_requests_total"
 SPANS_DROPPED: Final = "glasshouse_spans_dropped_total"
 DURATION: Final = "glasshouse_request_duration_seconds"
@@ -58,6 +69,10 @@ ADDED: Final = "glasshouse_proxy_added_seconds"
 QUEUE: Final = "glasshouse_engine_queue_seconds"
 PREFILL: Final = "glasshouse_engine_prefill_seconds"
 DECODE: Final = "glasshouse_engine_decode_seconds"
+
+CACHE_TTFT: Final = "glasshouse_cache_time_to_first_token_seconds"
+LOOKUP: Final = "glasshouse_cache_lookup_seconds"
+AGE: Final = "glasshouse_cache_age_seconds"
 
 ENGINE_TOKENS: Final = "glasshouse_engine_tokens_total"
 PREFIX_QUERIES: Final = "glasshouse_engine_prefix_cache_queries_total"
@@ -70,6 +85,9 @@ SUSPECT: Final = 'state="suspect"'
 DRAINED: Final = 'state="drained"'
 CACHED_INPUT: Final = per_second(BACKEND_TOKENS, 'kind="cached_input"', by="backend")
 INPUT: Final = per_second(BACKEND_TOKENS, 'kind="input"', by="backend")
+
+FROM_CACHE: Final = 'result=~"hit|coalesced"'
+CACHEABLE: Final = 'result!="bypass"'
 
 DAY: Final = 86_400
 
@@ -464,6 +482,140 @@ ENGINES: Final = Row(
     ],
 )
 
+CACHED: Final = Row(
+    1100,
+    "What does the response cache do?",
+    [
+        Lines(
+            60,
+            "How often does it have the answer?",
+            "Of the requests that it was asked for: the part that got an answer which was kept, or shared one under way. It "
+            "depends on what is asked; look for changes. Nothing is drawn while it is asked nothing, and 0 where there is none.",
+            "percentunit",
+            [
+                Query(
+                    f"({per_second(CACHE, FROM_CACHE)} or vector(0)) / ({per_second(CACHE, CACHEABLE)} > 0) "
+                    f"or on () 0 * absent({counted(CACHE)})",
+                    "answered",
+                )
+            ],
+            width=8,
+            reach=1,
+        ),
+        Lines(
+            61,
+            "What becomes of the requests?",
+            "Requests a second. hit: it had the answer; coalesced: they shared one under way; miss: an engine was asked; "
+            "bypass: by the policy, or by what the caller said, it was not to be asked. similar: of the hits, those whose prompt "
+            "was another one (`semantic`).",
+            "reqps",
+            [
+                Query(or_none(per_second(CACHE, by="result"), result="none"), "{{result}}"),
+                Query(or_none(per_second(SEMANTIC_HITS)), "similar"),
+            ],
+            width=8,
+            reach=0.1,
+            colors={"hit": "green", "coalesced": "light-green", "miss": "blue", "bypass": "yellow", "similar": "purple"},
+        ),
+        Lines(
+            62,
+            "How long until their first token?",
+            "Of streams: 95 of 100 of those that it had, and of those that shared an answer, had their first token sooner. The "
+            "panels on speed above are of what engines were asked.",
+            "s",
+            [Query(or_none(quantile(0.95, CACHE_TTFT, by="result"), result="none"), "p95 {{result}}")],
+            width=8,
+            reach=0.01,
+        ),
+        Lines(
+            63,
+            "How many tokens does it save?",
+            "Tokens a second that engines would have had to read (input) and write (output). They are in no other panel.",
+            "si:tok/s",
+            [Query(or_none(per_second(SAVED_TOKENS, by="kind"), kind="none"), "{{kind}}")],
+            width=8,
+            reach=10,
+        ),
+        Numbers(
+            64,
+            "What did it save in this time?",
+            "In the whole time chosen above: what the answers would have cost, if their models have prices, and how much longer "
+            "engines had taken for them, all together. `glasshouse usage --since` is exact.",
+            "none",
+            [
+                Query(or_none(in_range(SAVED_COST, by="currency"), currency="money"), "{{currency}}", instant=True),
+                Query(f"{in_range(SAVED_TIME)} or vector(0)", "time", instant=True),
+            ],
+            width=8,
+            overrides=(override("time", {"unit": "s"}),),
+        ),
+        Lines(
+            65,
+            "How old are the answers?",
+            "Of hits: half of them, and 99 of 100, were given an answer that was no older. `ttl` bounds it.",
+            "s",
+            [Query(or_none(quantile(0.5, AGE)), "p50"), Query(or_none(quantile(0.99, AGE)), "p99")],
+            width=8,
+            reach=60,
+        ),
+        Lines(
+            66,
+            "How much does it keep?",
+            "Answers in the workers' memory, and on the right what they take of it, about; each worker has its own. What is in "
+            "Redis isn't in here.",
+            "none",
+            [
+                Query(f"sum({now('glasshouse_cache_entries')})", "answers"),
+                Query(f"sum({now('glasshouse_cache_bytes')})", "bytes"),
+            ],
+            width=8,
+            reach=10,
+            overrides=(override("bytes", {"unit": "bytes", "custom.axisPlacement": "right", "custom.axisSoftMax": 1_048_576}),),
+        ),
+        Lines(
+            67,
+            "What comes, and what has to go?",
+            "Answers a second that were kept; that made room for others in a worker's memory, which means that it is full; and "
+            "that did not get to Redis because too many were on their way there.",
+            "cps",
+            [
+                Query(or_none(per_second(STORED)), "kept"),
+                Query(or_none(per_second(EVICTIONS)), "made room"),
+                Query(or_none(per_second(CACHE_DROPPED)), "not kept in Redis"),
+            ],
+            width=8,
+            reach=0.1,
+        ),
+        Lines(
+            68,
+            "Does looking take long?",
+            "From a request's admission to what the cache had to say: 99 of 100 take no longer. Line: at 0.1 s Redis is given "
+            "up, and the request is a miss. Beside it what was asked of Redis and failed, a second, and whether all workers "
+            "reach it (1), if there is one.",
+            "s",
+            [
+                Query(or_none(quantile(0.99, LOOKUP)), "p99"),
+                Query(or_none(per_second(CACHE_REDIS_FAILURES)), "Redis failed"),
+                Query(f"min({now('glasshouse_cache_redis_up')})", "Redis"),
+            ],
+            width=8,
+            reach=0.1,
+            levels=((0.1, "yellow"),),
+            overrides=(
+                override(
+                    "/^Redis/",
+                    {
+                        "unit": "none",
+                        "custom.axisPlacement": "right",
+                        "custom.axisSoftMax": 1,
+                        "custom.thresholdsStyle": {"mode": "off"},
+                    },
+                ),
+            ),
+        ),
+    ],
+)
+
 WHO: Final = Row(
     500,
     "Who is it?",
@@ -777,7 +929,7 @@ def made() -> Json:
         "glasshouse-overview",
         "Glasshouse: overview",
         "Requests, speed, tokens, cost and health of a Glasshouse. Read it from the top.",
-        [SERVING, FAST, WORK, WHERE, ROUTING, ENGINES, WHO, LIMITED, BETWEEN, WELL],
+        [SERVING, FAST, WORK, WHERE, ROUTING, ENGINES, CACHED, WHO, LIMITED, BETWEEN, WELL],
     )
 
 

@@ -20,6 +20,7 @@ _COLUMNS: Columns = {
     "MODEL": lambda row: row["model"],
     "BACKEND": lambda row: row["backend"],
     "OUTCOME": lambda row: row["outcome"],
+    "CACHE": lambda row: row["cache"],
     "STATUS": lambda row: row["status"],
     "INPUT": lambda row: row["input_tokens"],
     "OUTPUT": lambda row: row["output_tokens"],
@@ -49,7 +50,8 @@ def requests() -> None:
 @click.option("--model", metavar="MODEL", shell_complete=names("models"))
 @click.option("--backend", metavar="BACKEND", shell_complete=names("backends"))
 @click.option("--operation", metavar="OPERATION", help="chat, embeddings, ...")
-@click.option("--outcome", metavar="OUTCOME", help="ok, rejected, client_gone, upstream_error, ...")
+@click.option("--outcome", metavar="OUTCOME", help="ok, cached, rejected, client_gone, upstream_error, ...")
+@click.option("--cache", metavar="RESULT", help="hit, miss, coalesced or bypass.")
 @click.option("--since", type=When(), metavar="WHEN", help="24h, 7d, 2026-11-01 or 2026-11-01T12:30 (UTC).")
 @click.option("--until", type=When(), metavar="WHEN", help="The same; not included.")
 @click.option("--slowest", is_flag=True, help="Those that took longest first; otherwise the newest.")
@@ -118,6 +120,8 @@ def _facts(request: Row) -> list[tuple[str, object]]:
         ("backend", request["backend"]),
         ("chosen by", _choice(request)),
         ("outcome", f"{request['outcome']}, status {request['status']}"),
+        ("cache", _cache(request)),
+        ("saved", _saved(request)),
         ("error", error),
         ("refused by", request["refused_by"]),
         ("over budget", request["over_budget"]),
@@ -125,6 +129,25 @@ def _facts(request: Row) -> list[tuple[str, object]]:
         ("cost", f"{exact(request['cost'])} {request['currency']}"),
         ("took", f"{request['total_ms']:.1f} ms, of which the proxy {request['proxy_added_ms']:.2f} ms"),
     ]
+
+
+def _cache(request: Row) -> str:
+    """What it did for the request, and whose answer it was then."""
+    result: str = request["cache"]
+    source = f"request {request['source_id']} (trace {request['source_trace_id']})"
+    if result == "hit":
+        alike = f", whose prompt is similar ({request['similarity']:.3f})" if request["similarity"] else ""
+        return f"answered from the cache: the answer of {source}{alike}, {(request['age_ms'] or 0) / 1000:.1f} s old"
+    if result == "coalesced":
+        return f"shared the answer of {source}, which was under way" if request["source_id"] else "waited for another's answer"
+    return result
+
+
+def _saved(request: Row) -> str:
+    if request["cache"] not in ("hit", "coalesced"):
+        return ""
+    tokens = f"{request['saved_input_tokens']} tokens in, {request['saved_output_tokens']} out"
+    return f"{tokens}, {exact(request['saved_cost'])} {request['currency']}, {(request['saved_ms'] or 0):.1f} ms"
 
 
 def _choice(request: Row) -> str:

@@ -14,7 +14,8 @@ from proxy.cli.complete import names
 from proxy.cli.report import Form, csv_text, exact, form_option, json_text, money, table
 from proxy.cli.values import When
 
-_AUDIO = "audio_seconds"
+_AUDIO = ("audio_seconds",)
+_SAVED = ("cache_hits", "coalesced", "cache_misses", "saved_input_tokens", "saved_output_tokens")
 _COUNTS = {
     "requests": "REQUESTS",
     "ok": "OK",
@@ -25,11 +26,16 @@ _COUNTS = {
     "cached_tokens": "CACHED",
     "output_tokens": "OUTPUT",
     "reasoning_tokens": "REASONING",
-    _AUDIO: "AUDIO SECONDS",
+    "audio_seconds": "AUDIO SECONDS",
+    "cache_hits": "HITS",
+    "coalesced": "COALESCED",
+    "cache_misses": "MISSES",
+    "saved_input_tokens": "SAVED INPUT",
+    "saved_output_tokens": "SAVED OUTPUT",
 }
 """With their heads in a table."""
 _WAITS = ("first_token_p50_ns", "first_token_p95_ns")
-_GROUPS = ("key", "team", "user", "project", "model", "backend", "operation", "outcome", "day")
+_GROUPS = ("key", "team", "user", "project", "model", "backend", "operation", "outcome", "cache", "day")
 
 Used = dict[str, Json]
 
@@ -49,11 +55,14 @@ Used = dict[str, Json]
 @form_option
 @api_command
 def usage(api: Api, by: str, since: datetime | None, until: datetime | None, form: Form, **filters: str | None) -> None:
-    """Requests, tokens and cost by key, team, user, project, model, backend, operation, outcome or day (UTC).
+    """Requests, tokens and cost by key, team, user, project, model, backend, operation, outcome, cache or day (UTC).
 
     A request is of the team that its key was in when it came, and what is of none is in the line of none, "-".
     CACHED is part of INPUT, REASONING part of OUTPUT. FIRST TOKEN is how long half, and 95 %, of the requests that got one waited
     for it at most. AUDIO SECONDS, where there were any, is what was transcribed or translated.
+
+    Where a cache was asked: HITS had an answer that was kept, COALESCED shared one that was under way, MISSES went to an engine.
+    The first two cost nothing; SAVED is what an engine would have taken for them.
     """
     span = {name: None if moment is None else moment.isoformat() for name, moment in (("since", since), ("until", until))}
     rows = [_exact(row) for row in api.pages("/usage", {"by": by, **span, **filters})]
@@ -68,32 +77,54 @@ def usage(api: Api, by: str, since: datetime | None, until: datetime | None, for
 def _exact(row: dict[str, Any]) -> Used:
     """In integers: what the API says of money and waiting, in the units of the ledger."""
     waits = {f"first_token_{rank}_ns": row.pop(f"first_token_{rank}_ms") for rank in ("p50", "p95")}
-    cost = row.pop("cost")
+    costs = {name: row.pop(name) for name in ("cost", "saved_cost")}
+    saved_ms = row.pop("saved_ms")
     return {
         **row,
-        "cost_nano": {currency: int(Decimal(amount).scaleb(9)) for currency, amount in cost.items()},
+        "saved_ns": round(saved_ms * 1_000_000),
+        **{f"{name}_nano": {currency: _nano(amount) for currency, amount in cost.items()} for name, cost in costs.items()},
         **{name: None if ms is None else round(ms * 1_000_000) for name, ms in waits.items()},
-        "cost": {currency: exact(amount) for currency, amount in cost.items()},
+        **{name: {currency: exact(amount) for currency, amount in cost.items()} for name, cost in costs.items()},
     }
+
+
+def _nano(amount: str) -> int:
+    return int(Decimal(amount).scaleb(9))
 
 
 def _csv(by: str, rows: Sequence[Used]) -> str:
     """One column of cost per currency."""
-    currencies = sorted({currency for row in rows for currency in row["cost_nano"]})
-    counts = _counts(rows)
-    columns = [by, "label", *counts, *(f"cost_{currency.lower()}" for currency in currencies), *_WAITS]
+    counts, money_of = _counts(rows), _money_of(rows)
+    columns = [(name, currency) for name in money_of for currency in _currencies(rows, name)]
+    heads = [f"{name.removesuffix('_nano')}_{currency.lower()}" for name, currency in columns]
+    saved = ["saved_ns"] if len(money_of) > 1 else []
     return csv_text(
-        columns, ([row["group"], row["label"], *_numbers(row, counts), *_costs(row, currencies), *_waits(row)] for row in rows)
+        [by, "label", *counts, *heads, *saved, *_WAITS],
+        (
+            [
+                *(row["group"], row["label"], *_numbers(row, counts)),
+                *(money(row[name].get(currency, 0)) for name, currency in columns),
+                *_numbers(row, saved),
+                *_waits(row),
+            ]
+            for row in rows
+        ),
     )
 
 
 def _counts(rows: Sequence[Used]) -> list[str]:
-    """Few have audio."""
-    return [name for name in _COUNTS if name != _AUDIO or any(row[_AUDIO] for row in rows)]
+    """Few have audio, or a cache."""
+    without = {name for names in (_AUDIO, _SAVED) if not any(row[name] for row in rows for name in names) for name in names}
+    return [name for name in _COUNTS if name not in without]
 
 
-def _costs(row: Used, currencies: Sequence[str]) -> list[str]:
-    return [money(row["cost_nano"].get(currency, 0)) for currency in currencies]
+def _money_of(rows: Sequence[Used]) -> list[str]:
+    """What is told of in money; two where there was a cache."""
+    return ["cost_nano", "saved_cost_nano"] if any(row[name] for row in rows for name in _SAVED) else ["cost_nano"]
+
+
+def _currencies(rows: Sequence[Used], name: str) -> list[str]:
+    return sorted({currency for row in rows for currency in row[name]})
 
 
 def _numbers(row: Used, counts: Sequence[str]) -> list[int]:
@@ -107,18 +138,26 @@ def _waits(row: Used) -> list[int | None]:
 def _table(by: str, rows: Sequence[Used]) -> str:
     counts = _counts(rows)
     numbers = [_numbers(row, counts) for row in rows]
+    money_of = _money_of(rows)
+    cached = len(money_of) > 1
     lines = [
-        [row["label"] or "-", *counted, _cost(row["cost_nano"]), *map(_seconds, _waits(row))]
+        [
+            *(row["label"] or "-", *counted, *(_cost(row[name]) for name in money_of)),
+            *([_seconds(row["saved_ns"])] if cached else []),
+            *map(_seconds, _waits(row)),
+        ]
         for row, counted in zip(rows, numbers, strict=True)
     ]
     if len(rows) > 1:
-        lines.append(["total", *map(sum, zip(*numbers, strict=True)), _cost(_total(rows)), "", ""])
-    return table([by.upper(), *(_COUNTS[name] for name in counts), "COST", "FIRST TOKEN p50", "p95"], lines)
+        totals = [*map(sum, zip(*numbers, strict=True)), *(_cost(_total(rows, name)) for name in money_of)]
+        time = [_seconds(sum(row["saved_ns"] for row in rows))] if cached else []
+        lines.append(["total", *totals, *time, "", ""])
+    heads = ["COST", *(["SAVED COST", "SAVED TIME"] if cached else []), "FIRST TOKEN p50", "p95"]
+    return table([by.upper(), *(_COUNTS[name] for name in counts), *heads], lines)
 
 
-def _total(rows: Sequence[Used]) -> dict[str, int]:
-    currencies = {currency for row in rows for currency in row["cost_nano"]}
-    return {currency: sum(row["cost_nano"].get(currency, 0) for row in rows) for currency in sorted(currencies)}
+def _total(rows: Sequence[Used], name: str) -> dict[str, int]:
+    return {currency: sum(row[name].get(currency, 0) for row in rows) for currency in _currencies(rows, name)}
 
 
 def _cost(cost_nano: dict[str, int]) -> str:

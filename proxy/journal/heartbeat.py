@@ -84,6 +84,19 @@ class Heartbeat(msgspec.Struct):
     backends: dict[str, BackendBeat] = {}
     retries_denied: int = 0
     """Answers with an engine's error that went out since enough others had been tried again (`routing/budget.py`)."""
+    cache_entries: int = 0
+    """Answers that the worker keeps in memory, and their bytes."""
+    cache_bytes: int = 0
+    cache_evictions: int = 0
+    """Answers that had to make room for others."""
+    cache_stored: int = 0
+    """Answers that were kept, in memory or in Redis."""
+    cache_dropped: int = 0
+    """Answers that would have been kept in Redis, had there not been too many under way already."""
+    cache_redis: str = ""
+    """The Redis that keeps answers: `up`, or `down` (only memory has any then); "" where there is none."""
+    cache_redis_failures: int = 0
+    """Its questions and errands that failed or took too long."""
     alive: bool = True
     """Set by the reader: False is the last word of a worker that has gone."""
 

@@ -293,7 +293,14 @@ def _crashed(record: Record) -> Record:
     record.outcome = Outcome.CRASHED
     record.error_code = "worker_crashed"
     record.error = "The proxy's worker process died while the request was running."
-    seen = (record.ended_ns, record.last_token_ns, record.first_byte_ns, record.sent_ns, record.authenticated_ns)
+    seen = (
+        record.ended_ns,
+        record.last_token_ns,
+        record.first_byte_ns,
+        record.sent_ns,
+        record.looked_up_ns,
+        record.authenticated_ns,
+    )
     record.ended_ns = max(seen)
     return record
 

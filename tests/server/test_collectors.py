@@ -29,7 +29,7 @@ from proxy.exchange import Record
 from proxy.journal import BackendBeat, Heartbeat, HeartbeatFile, Journal, JournalFull
 from proxy.settings import Settings
 from proxy.store import open_database, reader, usage
-from tests.unit.collectors.made import make_queued, make_record, make_rejected, make_retried
+from tests.unit.collectors.made import make_coalesced, make_hit, make_queued, make_record, make_rejected, make_retried
 from tests.unit.collectors.receiver import Receiver, receiving
 from tests.unit.journal.made import SEGMENT_BYTES, closing, dead_segment, kill, opening, progress
 
@@ -161,6 +161,13 @@ def agree(rows: list[dict[str, Any]], metrics: Metrics) -> None:
         assert metrics.total("routing_decisions_total", reason=why) == number
     assert metrics.total("retries_total") == sum(max(0, len(json.loads(row["attempts"])) - 1) for row in rows)
     assert metrics.total("queued_requests_total") == sum(row["queued_ns"] > 0 for row in rows)
+    for result, number in Counter(row["cache"] for row in rows if row["cache"]).items():
+        assert metrics.total("cache_requests_total", result=result) == number
+    for kind in ("input", "output"):
+        assert metrics.total("cache_saved_tokens_total", kind=kind) == sum(row[f"saved_{kind}_tokens"] for row in rows)
+    for name, column in (("cache_saved_cost_total", "saved_cost_nano"), ("cache_saved_seconds_total", "saved_ns")):
+        assert round(metrics.total(name) * 1e9) == sum(row[column] for row in rows)
+    assert metrics.total("cache_age_seconds_count") == sum(row["cache"] == "hit" for row in rows)
 
 
 # -- exactly once --
@@ -185,7 +192,7 @@ class Workers:
         what = self._dice.random()
         if what < 0.5 or not running:
             self._numbers += 1
-            make = self._dice.choice([make_record, make_queued, make_retried, make_rejected])
+            make = self._dice.choice([make_record, make_queued, make_retried, make_rejected, make_hit, make_coalesced])
             record = running[self._numbers] = make(self._numbers)
             append(journal, opening(record))
         elif what < 0.6:
@@ -472,7 +479,8 @@ def test_ledger_prometheus_and_phoenix_agree(collecting: Callable[..., Collectin
 def test_rows_that_are_too_old_become_sums(collecting: Callable[..., Collecting]) -> None:
     collector = collecting(retention={"requests_days": 32})
     now, day = time.time_ns(), 86_400 * 10**9
-    records = [make_record(number, received_unix_ns=now - number % 2 * 40 * day) for number in range(100)]
+    makers = (make_record, make_record, make_hit, make_hit, make_coalesced)
+    records = [makers[number % 5](number, received_unix_ns=now - number % 2 * 40 * day) for number in range(100)]
     dead_segment(collector.journal_path, *map(closing, records))
     collector.start()
     wait(lambda: len(collector.rows("id")) + collector.metrics().total("retention_removed_rows_total", kind="requests") == 100)
@@ -487,5 +495,8 @@ def test_rows_that_are_too_old_become_sums(collecting: Callable[..., Collecting]
     with reader(engine).connect() as connection:
         [used] = usage(connection)
     engine.dispose()
-    assert (used.requests, used.cost_nano) == (101, {"USD": 101 * make_record().cost_nano})
+    assert (used.requests, used.cost_nano) == (101, {"USD": 41 * make_record().cost_nano})
+    assert (used.cache_hits, used.coalesced, used.saved_ns) == (40, 20, 40 * make_hit().saved_ns)
+    assert used.saved_cost_nano == {"USD": 60 * make_hit().saved_cost_nano}
+    assert (used.saved_input_tokens, used.saved_output_tokens) == (60 * 600, 60 * 5)
     assert [line for line in collector.log().splitlines() if '"error"' in line] == []

@@ -355,7 +355,8 @@ def labelled(row: Row) -> Row:
     model = row["model"] if row["model"] in MODELS else "other" if row["model"] else "none"
     level, _, limit = row["refused_by"].partition(".")
     who = {"key": row["key_name"], "team": row["team"] or "none"}
-    return {**row, "model": model, "backend": row["backend"] or "none", **who, "level": level, "limit": limit}
+    place = {"model": model, "backend": row["backend"] or "none", "result": row["cache"]}
+    return {**row, **place, **who, "level": level, "limit": limit}
 
 
 # -- what the ledger says --
@@ -448,6 +449,23 @@ class Ledger:
         read = self.sums("backend", of=lambda row: row["input_tokens"])
         return {labels: cached.get(labels, 0) / tokens for labels, tokens in read.items()}
 
+    def answered(self) -> Said:
+        """By the cache, of what it was asked."""
+        results = Counter(row["result"] for row in self.rows if row["result"])
+        asked = results.total() - results["bypass"]
+        if not results:
+            return {(): 0}
+        return {(): (results["hit"] + results["coalesced"]) / asked} if asked else {}
+
+    def saved(self, *by: str, of: str) -> dict[tuple[str, ...], float]:
+        return {labels: nano / NANO for labels, nano in self.sums(*by, of=lambda row: int(row[of])).items()}
+
+    def saved_tokens(self) -> Said:
+        kinds: dict[tuple[str, ...], float] = {
+            (kind,): sum(row[f"saved_{kind}_tokens"] for row in self.rows) for kind in ("input", "output")
+        }
+        return self.rates({labels: count for labels, count in kinds.items() if count}) or {("none",): 0}
+
     def refused(self, *by: str) -> dict[tuple[str, ...], float]:
         return self.sums(*by, of=lambda row: row["limit"] != "")
 
@@ -497,11 +515,11 @@ def result(attempt: Mapping[str, Any]) -> str:
 
 
 def first_token(row: Row) -> float | None:
-    return row["first_token_ns"] or None
+    return None if row["result"] in ("hit", "coalesced") else row["first_token_ns"] or None
 
 
 def duration(row: Row) -> float | None:
-    return row["ended_ns"] if row["outcome"] == "ok" else None
+    return row["ended_ns"] if row["outcome"] in ("ok", "cached", "coalesced") else None
 
 
 def added(row: Row) -> float | None:
@@ -516,6 +534,21 @@ def from_callers(row: Row) -> bool:
     return bool(row["key"] != PROBES)
 
 
+def from_cache(row: Row) -> float | None:
+    """The first token of a stream that no engine was asked for."""
+    if not row["stream"] or row["result"] not in ("hit", "coalesced"):
+        return None
+    return row["first_token_ns"] or (row["looked_up_ns"] if row["result"] == "hit" else None)
+
+
+def looked_up(row: Row) -> float | None:
+    return row["looked_up_ns"] - row["admitted_ns"] if row["looked_up_ns"] else None
+
+
+def age(row: Row) -> float | None:
+    return row["age_ns"] if row["result"] == "hit" else None
+
+
 def waited(row: Row) -> float | None:
     if not row["queued_ns"]:
         return 0 if row["routed_by"] else None
@@ -526,6 +559,7 @@ TTFT: Final = "glasshouse_time_to_first_token_seconds"
 ADDED: Final = "glasshouse_proxy_added_seconds"
 WAIT: Final = "glasshouse_request_wait_seconds"
 ENGINE: Final = "glasshouse_engine_{}_seconds"
+CACHE: Final = "glasshouse_cache_{}_seconds"
 
 ANSWERS: Final[dict[str, list[Callable[[Ledger], Said]]]] = {
     "Are requests answered?": [lambda say: say.rates(say.sums("outcome", of=from_callers))],
@@ -585,6 +619,37 @@ ANSWERS: Final[dict[str, list[Callable[[Ledger], Said]]]] = {
     "How fast are they?": [lambda say: say.computed()],
     "Do they answer when they are asked?": [lambda say: {("none", "failed"): 0}],
     "Since when do they run?": [lambda say: say.engines(lambda engine: engine.started_unix_s * 1000)],
+    "How often does it have the answer?": [lambda say: say.answered()],
+    "What becomes of the requests?": [
+        lambda say: say.rates(say.sums("result", of=lambda row: row["result"] != "")) or {("none",): 0},
+        lambda say: say.rates(say.sums(of=lambda row: row["similarity"] is not None)) or {(): 0},
+    ],
+    "How long until their first token?": [
+        lambda say: say.quantile(0.95, CACHE.format("time_to_first_token"), from_cache, "result") or {("none",): 0}
+    ],
+    "How many tokens does it save?": [lambda say: say.saved_tokens()],
+    "What did it save in this time?": [
+        lambda say: say.saved("currency", of="saved_cost_nano") or {("money",): 0},
+        lambda say: say.saved(of="saved_ns") or {(): 0},
+    ],
+    "How old are the answers?": [
+        lambda say: say.quantile(0.5, CACHE.format("age"), age) or {(): 0},
+        lambda say: say.quantile(0.99, CACHE.format("age"), age) or {(): 0},
+    ],
+    "How much does it keep?": [
+        lambda say: {(): say.run.worker.cache_entries},
+        lambda say: {(): say.run.worker.cache_bytes},
+    ],
+    "What comes, and what has to go?": [
+        lambda say: say.rates({(): say.run.worker.cache_stored}),
+        lambda say: say.rates({(): say.run.worker.cache_evictions}),
+        lambda say: say.rates({(): say.run.worker.cache_dropped}),
+    ],
+    "Does looking take long?": [
+        lambda say: say.quantile(0.99, CACHE.format("lookup"), looked_up) or {(): 0},
+        lambda say: say.rates({(): say.run.worker.cache_redis_failures}),
+        lambda say: {},
+    ],
     "Which keys cost most?": [lambda say: say.cost("currency", "key")],
     "Which keys use most tokens?": [lambda say: say.sums("key", of=lambda row: row["input_tokens"] + row["output_tokens"])],
     "Which keys send most requests?": [lambda say: say.sums("key")],

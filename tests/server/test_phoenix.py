@@ -38,7 +38,7 @@ from proxy.pricelist import pricelist
 from proxy.store import GLASSHOUSE
 from tests.server.test_collectors import Collecting
 from tests.server.test_embedded import free_port, prepared, running
-from tests.unit.collectors.made import MS, make_record, make_rejected, make_retried
+from tests.unit.collectors.made import MS, make_coalesced, make_hit, make_record, make_rejected, make_retried
 from tests.unit.collectors.test_spans import RANKED, TOOLS, captured
 from tests.unit.journal.made import closing, dead_segment, kill
 
@@ -145,7 +145,10 @@ def ranked(number: int) -> Record:
 
 
 # Phoenix knows a span by its id alone, whatever its project: numbers here are used once.
-KINDS = (make_record, make_retried, make_rejected, broken, gone, crashed, unpriced, responded, heard, measured, ranked)
+KINDS = (
+    *(make_record, make_retried, make_rejected, broken, gone, crashed, unpriced, responded, heard, measured, ranked),
+    *(make_hit, make_coalesced),
+)
 
 
 def capture(collector: Collecting, record: Record, content: Content) -> None:
@@ -313,6 +316,36 @@ def test_a_trace_shows_what_happened(real: Phoenix, collecting: Callable[..., Co
     assert first["name"] == "attempt gpu-0"
     assert root["events"][-1]["name"] == "exception"
     assert root["status_message"] == "The engine's answer makes no sense."
+
+
+def test_an_answer_from_the_cache_is_shown_with_its_source_and_costs_nothing(
+    real: Phoenix, collecting: Callable[..., Collecting]
+) -> None:
+    """Phoenix drops links (20.26), so what leads to the original is in attributes."""
+    collector = collecting(phoenix={"url": real.url, "project": "cached"}, models=PRICES)
+    hit, shared = make_hit(8001, similarity=0.96875), make_coalesced(8002)
+    capture(collector, hit, captured("chat_stream_usage"))
+    dead_segment(collector.journal_path, closing(hit), closing(shared))
+    collector.start()
+    until(lambda: real.totals("cached")["recordCount"] == 4)
+    collector.stop()
+    summary = real.totals("cached")["costSummary"]
+    assert (summary["total"]["cost"] or 0, summary["total"]["tokens"] or 0) == (0, 0)
+    for record, name in ((hit, "cache"), (shared, "coalesce")):
+        root, child = real.spans("cached", record.trace_id.hex())
+        assert (root["name"], child["name"]) == ("POST /v1/chat/completions", name)
+        assert child["parent_id"] == root["context"]["span_id"]
+        assert {span["span_kind"] for span in (root, child)} == {"CHAIN"}
+        for span in (root, child):
+            assert span["attributes"]["glasshouse.cache"] == record.cache
+        said = child["attributes"]
+        assert (
+            said["glasshouse.source.trace_id"] == record.source_trace_id.hex() == root["attributes"]["metadata.source.trace_id"]
+        )
+        assert (said["glasshouse.saved.input_tokens"], said["glasshouse.saved.cost"]) == (600, 30_000 / 1e9)
+        if record is hit:
+            assert (said["glasshouse.source.similarity"], said["glasshouse.source.age_ms"]) == (0.96875, 90_000)
+            assert said["output.value"] == root["attributes"]["output.value"] == "The capital of France is Paris."
 
 
 def test_other_apis_are_shown_as_chats_are(real: Phoenix, collecting: Callable[..., Collecting]) -> None:

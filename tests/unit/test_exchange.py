@@ -105,6 +105,17 @@ def full() -> Record:
         scores=[("b0", 900), ("b1", -32)],
         queued_ns=22,
         fallback_of="Qwen/Qwen3-32B",
+        cache="hit",
+        looked_up_ns=23,
+        saved_input_tokens=24,
+        saved_output_tokens=25,
+        saved_cost_nano=26,
+        saved_ns=27,
+        source_id=bytes(range(32, 48)),
+        source_trace_id=bytes(range(48, 64)),
+        source_span_id=0x7FFF_FFFF_FFFF_FFFE,
+        age_ns=28,
+        similarity=0.96875,
     )
 
 
@@ -133,6 +144,9 @@ def test_records_of_this_version_are_read_for_ever() -> None:
     }
     later |= {"worker": "", "user_name": "", "project": "", "requested_model": ""}
     later |= {"routed_by": "", "scores": [], "queued_ns": 0, "fallback_of": ""}
+    later |= dict.fromkeys(["cache"], "") | dict.fromkeys(["source_id", "source_trace_id"], b"")
+    later |= dict.fromkeys(["looked_up_ns", "saved_input_tokens", "saved_output_tokens", "saved_cost_nano", "saved_ns"], 0)
+    later |= {"source_span_id": 0, "age_ns": 0, "similarity": None}
     assert decode_record(golden) == msgspec.structs.replace(full(), **later)  # fields that it hadn't yet
 
 
@@ -277,6 +291,28 @@ def test_waiting_for_room_is_nothing_that_the_proxy_added(attempts: list[Attempt
     assert (record.wait_ns, record.proxy_added_ns()) == (waited, added)
 
 
+HIT = {"cache": "hit", "looked_up_ns": 14}
+SHARED = {"cache": "coalesced", "looked_up_ns": 14}
+
+
+@pytest.mark.parametrize(
+    ("facts", "added"),
+    [
+        (HIT, 104 - 10),  # nobody else had a part in it
+        ({**HIT, "upstream_ended_ns": 100}, 4 + 4),  # in between it came at the pace that was wanted
+        ({**SHARED, "upstream_ended_ns": 100}, 4 + 4),  # between the two it waited for another's answer
+        ({**SHARED, "first_token_ns": 50}, 4),  # the client left in the middle of it
+        (SHARED, 4),  # or before it began
+    ],
+)
+def test_what_the_proxy_added_to_an_answer_that_was_not_made_for_this_request(facts: dict[str, Any], added: int) -> None:
+    record = blank()
+    record.read_ns, record.ended_ns = 10, 104
+    for name, value in facts.items():
+        setattr(record, name, value)
+    assert record.proxy_added_ns() == added
+
+
 # --- where the time went -----------------------------------------------------------------------------------------------
 
 
@@ -317,6 +353,48 @@ def test_without_a_queue_nobody_waited() -> None:
     record.read_ns, record.attempts, record.sent_ns, record.ended_ns = 10, [Attempt("b", 12, reused=True)], 14, 20
     assert record.wait_ns == 0
     assert spent(record) == [("read", 10), ("route", 2), ("send", 2), ("release", 6)]
+
+
+COMMON = [("read", 10), ("authenticate", 1), ("admit", 1), ("cache", 2)]
+
+
+@pytest.mark.parametrize(
+    ("facts", "way"),
+    [
+        (HIT, [("release", 90)]),
+        (
+            {**SHARED, "first_byte_ns": 30, "first_token_ns": 40, "upstream_ended_ns": 99},
+            [("coalesce", 26), ("decode", 59), ("release", 5)],
+        ),
+        # In one piece.
+        ({**SHARED, "first_byte_ns": 98, "upstream_ended_ns": 99}, [("coalesce", 84), ("receive", 1), ("release", 5)]),
+        # Whoever leaves before it began waited to the end.
+        (SHARED, [("coalesce", 90), ("release", 0)]),
+        # It began before this request came.
+        (
+            {**SHARED, "first_byte_ns": 14, "first_token_ns": 14, "upstream_ended_ns": 99},
+            [("coalesce", 0), ("decode", 85), ("release", 5)],
+        ),
+    ],
+)
+def test_an_answer_that_was_not_made_for_this_request_has_times_of_its_own(
+    facts: dict[str, Any], way: list[tuple[str, int]]
+) -> None:
+    record = blank()
+    record.read_ns, record.authenticated_ns, record.admitted_ns, record.ended_ns = 10, 11, 12, 104
+    for name, value in facts.items():
+        setattr(record, name, value)
+    assert spent(record) == [*COMMON, *way]
+
+
+def test_who_was_looked_up_in_vain_goes_on_like_others() -> None:
+    record = blank()
+    record.read_ns, record.authenticated_ns, record.admitted_ns, record.ended_ns = 10, 11, 12, 104
+    record.cache, record.looked_up_ns = "miss", 14
+    record.attempts, record.sent_ns = [Attempt("b", 20, reused=True)], 21
+    record.first_byte_ns, record.first_token_ns, record.upstream_ended_ns = 30, 40, 99
+    assert spent(record) == [*COMMON, ("route", 6), ("send", 1), ("prefill", 19), ("decode", 59), ("release", 5)]
+    assert record.proxy_added_ns() == (21 - 10) + (104 - 99)
 
 
 # --- the exchange ------------------------------------------------------------------------------------------------------

@@ -131,6 +131,45 @@ def test_where_its_milliseconds_went(command: Command, ids: list[str]) -> None:
     assert max(bars, key=lambda bar: len(bar[1]))[0] == max(said["time"], key=lambda span: span["ms"])["name"]
 
 
+def test_whose_answer_it_was_and_what_that_saved(here: Path, command: Command) -> None:
+    now = time.time_ns() - 60 * 10**9
+    saved = {"saved_input_tokens": 600, "saved_output_tokens": 20, "saved_cost_nano": 132_000, "saved_ns": 1250 * MS}
+    source = {"source_id": bytes([2]) * 16, "source_trace_id": bytes([3]) * 16}
+    hit = {**saved, **source, "cache": "hit", "outcome": Outcome.CACHED, "age_ns": 90 * 10**9, "looked_up_ns": 2 * MS}
+    shared = {
+        **saved,
+        **source,
+        "cache": "coalesced",
+        "outcome": Outcome.COALESCED,
+        "looked_up_ns": 2 * MS,
+        "first_token_ns": 4 * MS,
+    }
+    ended = {"read_ns": MS, "ended_ns": 6 * MS}
+    made = [
+        record(11, now, **hit, **ended),
+        record(12, now, **hit, similarity=0.9712, **ended),
+        record(13, now, **shared, upstream_ended_ns=5 * MS, **ended),
+        record(14, now, cache="coalesced", outcome=Outcome.CRASHED, **ended),
+        record(15, now, cache="miss", **ended),
+    ]
+    with open_database(f"sqlite:///{here / '.glasshouse/glasshouse.db'}").begin() as connection:
+        insert_records(connection, made)
+    assert set(listed(command, "--cache", "hit")) == {made[0].hex_id, made[1].hex_id}
+    shown = [command("requests", "show", each.hex_id).stdout for each in made]
+    whose = f"the answer of request {'02' * 16} (trace {'03' * 16})"
+    assert f"answered from the cache: {whose}, 90.0 s old\n" in shown[0]
+    assert f"answered from the cache: {whose}, whose prompt is similar (0.971), 90.0 s old\n" in shown[1]
+    assert f"shared {whose}, which was under way\n" in shown[2]
+    assert re.search(r"^cache +waited for another's answer$", shown[3], re.MULTILINE)
+    assert re.search(r"^cache +miss$", shown[4], re.MULTILINE)
+    for text in shown[:3]:
+        assert re.search(r"^saved +600 tokens in, 20 out, 0\.000132 USD, 1250\.0 ms$", text, re.MULTILINE)
+        assert re.search(r"^cost +0\.00 USD$", text, re.MULTILINE)
+    assert "saved" not in shown[4]
+    bars = [[name for name, _ in re.findall(r"^(\w+) +(?:█+|▏) +([0-9.]+) ms$", text, re.MULTILINE)] for text in shown[:3]]
+    assert bars == [["read", "cache", "release"]] * 2 + [["read", "cache", "coalesce", "decode", "release"]]
+
+
 def test_who_could_not_be_chosen_from_others_says_so(command: Command, ids: list[str]) -> None:
     assert re.search(r"^chosen by +nothing: there was no other$", command("requests", "show", ids[0]).stdout, re.MULTILINE)
     assert "chosen by" not in command("requests", "show", ids[2]).stdout, "it came to none"

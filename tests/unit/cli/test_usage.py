@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,14 @@ def test_json(command: Command) -> None:
         "output_tokens": 600,
         "reasoning_tokens": 0,
         "audio_seconds": 0,
+        "cache_hits": 0,
+        "cache_misses": 0,
+        "coalesced": 0,
+        "saved_input_tokens": 0,
+        "saved_output_tokens": 0,
+        "saved_ns": 0,
+        "saved_cost_nano": {},
+        "saved_cost": {},
         "cost_nano": {"EUR": 5, "USD": 2**60 + 132_000},
         "first_token_p50_ns": 250_000_000,
         "first_token_p95_ns": 250_000_000,
@@ -132,6 +141,39 @@ def test_audio_has_a_column_where_there_is_any(here: Path, command: Command) -> 
     rows = list(csv.DictReader(io.StringIO(command("usage", "--format", "csv").stdout, newline="")))
     assert [row["audio_seconds"] for row in rows] == ["43", "0"]
     assert [row["audio_seconds"] for row in json.loads(command("usage", "--format", "json").stdout)] == [43, 0]
+
+
+def test_what_the_cache_saved_has_columns_where_there_is_one(here: Path, command: Command) -> None:
+    for form in ("table", "csv"):
+        assert not {"hits", "saved", "misses"} & set(re.findall(r"[a-z]+", command("usage", "--format", form).stdout.lower()))
+    saved = {"saved_input_tokens": 600, "saved_output_tokens": 20, "saved_cost_nano": 132_000, "saved_ns": 1_250_000_000}
+    alice, bob = {"key_id": "key_1", "key_name": "alice"}, {"key_id": "key_3", "key_name": "bob", "cache": "miss"}
+    with open_database(f"sqlite:///{here / '.glasshouse/glasshouse.db'}").begin() as connection:
+        hits = [record(number, **alice, **saved, cache="hit", outcome=Outcome.CACHED) for number in (5, 6)]
+        shared = record(7, **alice, **{**saved, "currency": "EUR"}, cache="coalesced", outcome=Outcome.COALESCED)
+        insert_records(connection, [*hits, shared, record(8, **bob)])
+    head, *lines = command("usage").stdout.splitlines()
+    columns = ["HITS", "COALESCED", "MISSES", "SAVED INPUT", "SAVED OUTPUT"]
+    assert re.search(" +".join([*columns, "COST +SAVED COST +SAVED TIME"]), head)
+    shown = {line.split()[0]: line[head.index("REASONING") + len("REASONING") :].split()[:5] for line in lines}
+    assert (shown["alice"], shown["bob"]) == (["2", "1", "0", "1800", "60"], ["0", "0", "1", "0", "0"])
+    assert shown["total"] == ["2", "1", "1", "1800", "60"]
+    [first, *_, total] = lines
+    assert "0.000132 EUR + 0.000264 USD  3.750 s" in first
+    assert "0.000132 EUR + 0.000264 USD  3.750 s" in total
+    rows = {row["label"]: row for row in csv.DictReader(io.StringIO(command("usage", "--format", "csv").stdout, newline=""))}
+    assert [rows["alice"][name] for name in ("cache_hits", "coalesced", "saved_cost_eur", "saved_cost_usd", "saved_ns")] == [
+        *("2", "1", "0.000132", "0.000264", "3750000000"),
+    ]
+    assert (rows["bob"]["cache_misses"], rows["bob"]["saved_cost_usd"]) == ("1", "0.00")
+    said = {row["label"]: row for row in json.loads(command("usage", "--json").stdout)}["alice"]
+    assert (said["saved_ns"], said["saved_cost_nano"]) == (3_750_000_000, {"EUR": 132_000, "USD": 264_000})
+    assert [row["group"] for row in json.loads(command("usage", "--by", "cache", "--json").stdout)] == [
+        "",
+        "coalesced",
+        "hit",
+        "miss",
+    ]
 
 
 @pytest.mark.parametrize(

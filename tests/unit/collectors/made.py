@@ -72,3 +72,24 @@ def make_retried(number: int = 0, **facts: Any) -> Record:
     for name, value in facts.items():
         setattr(made, name, value)
     return made
+
+
+SAVED: Final = {"saved_input_tokens": 600, "saved_output_tokens": 5, "saved_cost_nano": 30_000, "saved_ns": 80 * MS}
+SOURCE: Final = {"source_id": identity(900), "source_trace_id": bytes(range(16)), "source_span_id": 0x00F067AA0BA902B7}
+
+
+def make_hit(number: int = 0, **facts: Any) -> Record:
+    """A stream that the cache had, 90 s old: all of it at once, and from no engine."""
+    taken = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0, "cost_nano": 0}
+    engines = {"attempts": [], "routed_by": "", "scores": [], "inter_token_counts": [], "usage_source": UsageSource.NONE}
+    times = ("sent_ns", "first_byte_ns", "first_token_ns", "first_content_ns", "last_token_ns", "upstream_ended_ns")
+    gaps = ("inter_token_sum_ns", "inter_token_max_ns")
+    found = {"outcome": Outcome.CACHED, "cache": "hit", "looked_up_ns": 95_000, "age_ns": 90_000 * MS, "ended_ns": 150_000}
+    return make_record(number, **{**taken, **engines, **dict.fromkeys((*times, *gaps), 0), **found, **SAVED, **SOURCE, **facts})
+
+
+def make_coalesced(number: int = 0, **facts: Any) -> Record:
+    """A stream that was under way when it was asked for, and so was shared: its times are its own, what came is another's."""
+    times = {"first_byte_ns": 20 * MS, "first_token_ns": 21 * MS, "first_content_ns": 21 * MS, "last_token_ns": 60 * MS}
+    ended = {"upstream_ended_ns": 61 * MS, "ended_ns": 61 * MS + 40_000, "age_ns": 0, "saved_ns": 0}
+    return make_hit(number, **{"outcome": Outcome.COALESCED, "cache": "coalesced", **times, **ended, **facts})

@@ -6,6 +6,7 @@ import random
 import re
 import string
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ from proxy.errors import Outcome
 from proxy.exchange import Attempt, Record
 from proxy.journal import BackendBeat, Heartbeat
 from proxy.last_reload import LastReload
-from tests.unit.collectors.made import DAY, MS, make_queued, make_record, make_rejected, make_retried
+from tests.unit.collectors.made import DAY, MS, make_coalesced, make_hit, make_queued, make_record, make_rejected, make_retried
 
 ROWS: list[Counter | Histogram] = [*COUNTERS, *HISTOGRAMS]
 
@@ -236,6 +237,68 @@ def test_a_model_is_a_label_once_it_was_routed_or_if_the_settings_name_it() -> N
     assert [labels[1] for labels in count(rejected, models=("qwen3-8b",))["requests_total"]] == ["qwen3-8b"]
 
 
+def test_an_answer_from_the_cache_is_no_engine_s() -> None:
+    """Nothing of it is among what engines took: neither tokens and money nor times."""
+    counted = count(make_hit(team="research"))
+    assert counted.pop("requests_total") == {("chat", "qwen3-8b", "none", "search", "cached", "200"): [1]}
+    assert observed(counted.pop("request_duration_seconds")) == {("chat", "qwen3-8b", "none", "true", "cached"): (1, 150_000)}
+    assert counted.pop("cache_requests_total") == {("qwen3-8b", "hit"): [1]}
+    assert counted.pop("cache_saved_tokens_total") == {("qwen3-8b", "input"): [600], ("qwen3-8b", "output"): [5]}
+    assert counted.pop("cache_saved_cost_total") == {("qwen3-8b", "USD"): [30_000]}
+    assert counted.pop("cache_saved_seconds_total") == {("qwen3-8b",): [80 * MS]}
+    assert observed(counted.pop("cache_time_to_first_token_seconds")) == {("qwen3-8b", "hit"): (1, 95_000)}
+    assert observed(counted.pop("cache_lookup_seconds")) == {("hit",): (1, 25_000)}
+    assert observed(counted.pop("cache_age_seconds")) == {("qwen3-8b",): (1, 90_000 * MS)}
+    assert counted == {}
+
+
+def test_a_shared_answer_is_no_engine_s() -> None:
+    counted = count(make_coalesced())
+    assert counted.pop("cache_requests_total") == {("qwen3-8b", "coalesced"): [1]}
+    assert observed(counted.pop("cache_time_to_first_token_seconds")) == {("qwen3-8b", "coalesced"): (1, 21 * MS)}
+    assert observed(counted.pop("cache_lookup_seconds")) == {("coalesced",): (1, 25_000)}
+    outcome = ("chat", "qwen3-8b", "none", "true", "coalesced")
+    assert observed(counted.pop("request_duration_seconds")) == {outcome: (1, 61 * MS + 40_000)}
+    assert counted.keys() == {"requests_total", "cache_saved_tokens_total", "cache_saved_cost_total"}
+
+
+def test_a_hit_that_is_paced_has_a_first_token_of_its_own() -> None:
+    counted = count(make_hit(first_token_ns=7 * MS, first_content_ns=7 * MS))
+    assert observed(counted["cache_time_to_first_token_seconds"]) == {("qwen3-8b", "hit"): (1, 7 * MS)}
+    assert "time_to_first_token_seconds" not in counted
+    assert "time_to_first_content_seconds" not in counted
+
+
+def test_an_answer_in_one_piece_has_no_first_token_from_the_cache_either() -> None:
+    assert "cache_time_to_first_token_seconds" not in count(
+        make_hit(stream=False), make_coalesced(stream=False, first_token_ns=0)
+    )
+
+
+def test_a_miss_is_a_request_like_others_and_counted_as_one() -> None:
+    plain, missed = count(make_record()), count(make_record(cache="miss", looked_up_ns=75_000))
+    assert missed.pop("cache_requests_total") == {("qwen3-8b", "miss"): [1]}
+    assert observed(missed.pop("cache_lookup_seconds")) == {("miss",): (1, 5_000)}
+    assert missed == plain
+    assert count(make_record(cache="bypass"))["cache_requests_total"] == {("qwen3-8b", "bypass"): [1]}
+
+
+def test_hits_of_similar_prompts_are_told_from_those_of_the_same() -> None:
+    assert count(make_hit(1), make_hit(2, similarity=0.97))["cache_semantic_hits_total"] == {("qwen3-8b",): [1]}
+    assert "cache_semantic_hits_total" not in count(make_hit())
+
+
+def test_a_model_that_only_the_cache_was_asked_for_is_a_label() -> None:
+    assert [labels[1] for labels in count(make_hit())["requests_total"]] == ["qwen3-8b"]
+
+
+def test_what_a_crashed_request_shared_is_in_no_time() -> None:
+    crashed: dict[str, Any] = {"outcome": Outcome.CRASHED, "error_code": "worker_crashed"}
+    crashed |= {"first_token_ns": 0, "upstream_ended_ns": 0}
+    counted = count(make_coalesced(**crashed, saved_input_tokens=0, saved_output_tokens=0, saved_cost_nano=0))
+    assert counted.keys() == {"requests_total", "request_errors_total", "cache_requests_total", "cache_lookup_seconds"}
+
+
 # failure 79
 def test_whoever_invents_names_makes_no_series() -> None:
     dice = random.Random(79)
@@ -399,6 +462,20 @@ def test_what_workers_count_is_theirs() -> None:
     beat = Heartbeat("a", DAY, worker=3, requests=7, redis_failures=2)
     read = {row.name.removeprefix("glasshouse_"): row.read(beat) for row in WORKER_COUNTERS}
     assert (read["worker_requests_total"], read["redis_failures_total"]) == ({("3",): 7}, {("3",): 2})
+
+
+def test_the_cache_is_told_of_by_each_worker() -> None:
+    one = Heartbeat("a", DAY, cache_entries=3, cache_bytes=900, cache_evictions=5, cache_stored=8, cache_dropped=2)
+    one.cache_redis, one.cache_redis_failures = "up", 4
+    two = Heartbeat("b", DAY, worker=1, cache_entries=1, cache_bytes=70, cache_redis="down")
+    without = Heartbeat("c", DAY, worker=2)
+    now = gauges(View(DAY, "", workers=[one, two, without]))
+    assert now["cache_entries"] == {("0",): 3, ("1",): 1, ("2",): 0}
+    assert now["cache_bytes"] == {("0",): 900, ("1",): 70, ("2",): 0}
+    assert now["cache_redis_up"] == {("0",): 1, ("1",): 0}
+    read = {row.name.removeprefix("glasshouse_cache_"): row.read(one) for row in WORKER_COUNTERS}
+    assert (read["evictions_total"], read["stored_total"], read["dropped_total"]) == ({("0",): 5}, {("0",): 8}, {("0",): 2})
+    assert read["redis_failures_total"] == {("0",): 4}
 
 
 def test_what_happened_to_backends_is_told_by_each_worker() -> None:

@@ -18,7 +18,7 @@ from collectors.records.prometheus import Exposed, MetricsSink, SavedMetrics
 from collectors.records.state import read_state, write_state
 from proxy.exchange import INTER_TOKEN_BOUNDS_NS, Record
 from proxy.journal import Batch, Checkpoint, Heartbeat
-from tests.unit.collectors.made import DAY, make_record, make_rejected, make_retried
+from tests.unit.collectors.made import DAY, make_hit, make_record, make_rejected, make_retried
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -74,7 +74,7 @@ def test_what_prometheus_reads_is_what_the_records_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", HISTOGRAMS, ids=lambda row: row.name)
 def test_buckets_are_cumulative_and_end_in_the_count(tmp_path: Path, row: Histogram) -> None:
     sink = loaded(tmp_path)
-    sink.write(batch(1, *(make_retried(number, ended_ns=10**number) for number in range(14)), make_record(20)))
+    sink.write(batch(1, *(make_retried(number, ended_ns=10**number) for number in range(14)), make_record(20), make_hit(21)))
     text = generate_latest(registry(sink)).decode()
     (family,) = [family for family in text_string_to_metric_families(text) if family.name == row.name]
     series: dict[tuple[tuple[str, str], ...], list[Sample]] = {}

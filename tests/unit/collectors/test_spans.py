@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from proxy.exchange import Attempt, EngineTimings, Record, UsageSource
 from proxy.journal import Content
 from proxy.wire.operations import OPERATIONS
 from tests.unit.collectors.content.said import bodies
-from tests.unit.collectors.made import MS, make_queued, make_record, make_rejected, make_retried
+from tests.unit.collectors.made import MS, make_coalesced, make_hit, make_queued, make_record, make_rejected, make_retried
 
 GOLDEN = Path(__file__).parent / "golden"
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "vllm-0.32.0"
@@ -148,6 +148,10 @@ TRACES: dict[str, tuple[Record, Content | None]] = {
         None,
     ),
     "fallback": (make_retried(18, fallback_of="qwen3-32b", routed_by="auto.load", scores=[("gpu-1", -32), ("gpu-2", 7)]), None),
+    "hit": (make_hit(19), None),
+    "similar": (make_hit(20, similarity=0.96875), captured("chat_stream_usage")),
+    "coalesced": (make_coalesced(21), None),
+    "miss": (make_record(22, cache="miss", looked_up_ns=75_000), None),
     "over_budget": (make_record(14, team="research", over_budget="key"), None),
     "tokenize": (
         made(
@@ -172,6 +176,7 @@ def as_json(span: ReadableSpan) -> dict[str, Any]:
     assert context is not None
     assert span.start_time is not None
     assert span.end_time is not None
+    links = [[f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}"] for link in span.links]
     return {
         "name": span.name,
         "trace": f"{context.trace_id:032x}",
@@ -183,6 +188,7 @@ def as_json(span: ReadableSpan) -> dict[str, Any]:
         "end": span.end_time,
         "attributes": dict(sorted((span.attributes or {}).items())),
         "events": [[event.name, event.timestamp, dict(event.attributes or {})] for event in span.events],
+        **({"links": links} if links else {}),
     }
 
 
@@ -235,6 +241,17 @@ records = st.builds(
     routed_by=st.text(max_size=10),
     scores=st.lists(st.tuples(st.text(max_size=8), st.integers(-(2**70), 2**70)), max_size=3),
     fallback_of=st.text(max_size=8),
+    cache=st.sampled_from(["", "hit", "miss", "coalesced", "bypass"]),
+    looked_up_ns=st.just(0) | offsets,
+    saved_input_tokens=st.integers(0, 2**70),
+    saved_output_tokens=st.integers(0, 2**70),
+    saved_cost_nano=st.integers(0, 2**70),
+    saved_ns=offsets,
+    source_id=st.just(b"") | st.binary(min_size=16, max_size=16),
+    source_trace_id=st.just(b"") | st.binary(min_size=16, max_size=16),
+    source_span_id=st.integers(0, 2**64 - 1),
+    age_ns=offsets,
+    similarity=st.none() | st.floats(),
     usage_source=st.integers(0, 4),
     input_tokens=st.integers(0, 2**63 - 1),
     output_tokens=st.integers(0, 2**63 - 1),
@@ -337,6 +354,51 @@ def test_phoenix_counts_what_is_generated() -> None:
         counted = [said for said in spans if said["openinference.span.kind"] == "LLM" and said["llm.model_name"]]
         tokens = [(said["llm.token_count.prompt"], said["llm.token_count.completion"]) for said in counted]
         assert tokens == ([(600, 5)] if kind == "LLM" else [])
+
+
+@pytest.mark.parametrize("operation", SHOWN)
+@pytest.mark.parametrize("make", [make_hit, make_coalesced])
+def test_what_no_engine_did_costs_nothing_in_phoenix(make: Callable[..., Record], operation: str) -> None:
+    """No span of it has tokens or is of a kind whose tokens Phoenix prices; what was saved has names of its own."""
+    root, child = spans_of(make(operation=operation))
+    for span in (root, child):
+        said = dict(span.attributes or {})
+        assert said["openinference.span.kind"] == "CHAIN"
+        assert not any(key.startswith(("gen_ai.", "llm.", "glasshouse.cost")) for key in said)
+    assert child.attributes is not None
+    saved = [child.attributes[f"glasshouse.saved.{name}"] for name in ("input_tokens", "output_tokens", "cost")]
+    assert saved == [600, 5, 30_000 / 1e9]
+
+
+@pytest.mark.parametrize("make", [make_hit, make_coalesced])
+def test_an_answer_leads_to_the_request_that_it_was_made_for(make: Callable[..., Record]) -> None:
+    """By a link, as it goes over the wire; and by attributes, for who drops links."""
+    _, child = spans_of(make())
+    [sent] = encode_spans([child]).resource_spans[0].scope_spans[0].spans
+    [link] = sent.links
+    assert (link.trace_id, link.span_id) == (bytes(range(16)), bytes.fromhex("00f067aa0ba902b7"))
+    said = dict(child.attributes or {})
+    assert said["glasshouse.source.trace_id"] == bytes(range(16)).hex()
+    assert said["glasshouse.source.request_id"] == make().source_id.hex()
+
+
+def test_what_was_saved_fits_into_64_bits() -> None:
+    _, child = spans_of(make_hit(saved_input_tokens=2**70, saved_output_tokens=2**63))
+    said = dict(child.attributes or {})
+    assert {said[f"glasshouse.saved.{name}_tokens"] for name in ("input", "output")} == {2**63 - 1}
+
+
+@pytest.mark.parametrize("unknown", [{"source_trace_id": b""}, {"source_trace_id": bytes(16)}, {"source_span_id": 0}])
+def test_a_link_to_nowhere_is_none(unknown: dict[str, Any]) -> None:
+    assert [span.links for span in spans_of(make_hit(**unknown))] == [(), ()]
+
+
+def test_a_shared_answer_that_never_came_lasted_to_the_end() -> None:
+    """Its client left, or its worker died: the trace says how long it had waited."""
+    nothing = dict.fromkeys(("first_byte_ns", "first_token_ns", "first_content_ns", "last_token_ns", "upstream_ended_ns"), 0)
+    for outcome, status in ((Outcome.CLIENT_GONE, StatusCode.UNSET), (Outcome.CRASHED, StatusCode.ERROR)):
+        root, child = spans_of(make_coalesced(outcome=outcome, error_code="x", **nothing))
+        assert (child.name, child.end_time, child.status.status_code) == ("coalesce", root.end_time, status)
 
 
 def test_a_long_ranking_is_shown_in_part() -> None:

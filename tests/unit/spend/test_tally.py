@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.spend.tally import QUARTER_NS, Amounts, Tally
-from tests.unit.collectors.made import DAY, make_record, make_rejected
+from tests.unit.collectors.made import DAY, make_coalesced, make_hit, make_record, make_rejected
 
 MOST = 2**63 - 1
 
@@ -42,7 +42,7 @@ def test_what_a_key_spends_for_another_user_or_project_counts_there() -> None:
 
 def test_what_cost_nothing_takes_no_room() -> None:
     tally = Tally("USD")
-    tally.add([make_rejected()])
+    tally.add([make_rejected(), make_hit(), make_coalesced()])
     assert not tally
     tally.add([make_rejected(gpu_ns=1)])
     assert tally
