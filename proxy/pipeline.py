@@ -1,4 +1,4 @@
-"""The way of a request: receive → authenticate → admit → (cache) → route → relay → account → record. Read this first.
+"""The way of a request: receive → authenticate → admit → cache → route → relay → account → record. Read this first.
 
 `handle` is one request from its complete reading to its sealed answer. A Flow drives it (flow.py), so it runs without a Task
 and may wait only through `exchange.flow`. Errors are raised where they are found and answered here, in one place.
@@ -12,20 +12,23 @@ from binascii import unhexlify
 from time import monotonic_ns, time_ns
 from typing import Any
 
-from proxy.accounting import price
+from proxy.accounting import cost_of, price
 from proxy.admission import Admission
 from proxy.auth import Authenticator
+from proxy.cache.cache import Cache
+from proxy.cache.key import tenant_of
 from proxy.engines import read_engines
 from proxy.errors import ClientGone, InternalError, InvalidRequest, NotReady, ProxyError, UnsupportedMedia
 from proxy.exchange import CLOSING, OPENING, Exchange, Phase, encode_record
 from proxy.journal import Journal, JournalFull, encode_content
-from proxy.relay import Fallbacks, Relay
+from proxy.relay import Embedder, Fallbacks, Relay
 from proxy.reply import Reply
 from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.snapshot import Model, Principal, Snapshot, SnapshotFeed
 from proxy.wire import models
-from proxy.wire.adapt import adapt
+from proxy.wire.adapt import adapt, salt, salted
+from proxy.wire.body import Change, Request
 from proxy.wire.bounds import check_bounds
 from proxy.wire.media import Media
 from proxy.wire.operation import MAX_TEXT, EngineOperation, Operation, RelayedOperation
@@ -55,6 +58,10 @@ class Pipeline:
         self.admission = Admission(journal.incarnation)
         self.router = Router(settings, self._open)
         self.relay = Relay(self.router, settings, self._open, self._seal)
+        self.embedder = Embedder(self.relay, self._seal)
+        self.cache = None
+        if settings.cache is not None:
+            self.cache = Cache(settings.cache, settings.timeouts.client_write, self._open, cost_of, self.embedder.embed)
         self.unaccepted: dict[str, int] = {}
         """Requests that never were accepted, by error code."""
 
@@ -73,6 +80,8 @@ class Pipeline:
                     _check_media(operation, content_type)
                 request = operation.read(exchange.body, exchange.record, content_type)
                 snapshot, model = self._route(request.model, principal)
+                if request.internal:
+                    self.admission.check_parameters(request, principal, snapshot)
                 check_bounds(request, model.bounds)
                 if operation.lists:
                     self._media.check(exchange.body, operation.lists)
@@ -81,11 +90,19 @@ class Pipeline:
                     exchange.changes = adapt(
                         operation, exchange.body, content_type, request, exchange.record, model.name, model.defaults
                     )
+                if model.prefix_isolation:
+                    exchange.salted = _salted(operation, exchange, request, model, principal, snapshot)
                 permit = self.admission.admit(exchange, principal, operation, model, snapshot, reply)  # held to the last byte
                 if permit is not None and permit.waits:
+                    self._open(exchange)
                     await permit.decided()
+                cache = self.cache
+                if cache is not None and await cache.answer(exchange, operation, request, model, principal, snapshot, reply):
+                    return
                 fallbacks = self._fallbacks(exchange, operation, principal, snapshot) if model.fallbacks else None
                 await self.relay.relay(operation, exchange, request, model, snapshot, reply, fallbacks)
+                if exchange.flight is not None:
+                    exchange.flight.arrived()
             elif isinstance(operation, RelayedOperation):
                 self.admission.in_flight.add(exchange)  # nothing limits it: who has used up a budget wants to know
                 await self.relay.ask_control(operation, exchange, reply)
@@ -162,6 +179,7 @@ class Pipeline:
                 continue
             finally:
                 record.requested_model = requested
+            exchange.salted = _salted(operation, exchange, request, model, principal, snapshot)
             exchange.model, record.fallback_of = model, asked.name[:MAX_TEXT]
             yield model, request
 
@@ -185,6 +203,12 @@ class Pipeline:
 
     def _seal(self, exchange: Exchange, reply: Reply) -> None:
         """Account, record, release: one synchronous stretch, so that nothing comes between the record and the last bytes."""
+        flight, exchange.flight = exchange.flight, None
+        try:
+            if flight is not None:
+                flight.let_go()
+        except Exception:
+            log.exception("a bug kept a client from the rest of its answer", extra={"request_id": exchange.record.hex_id})
         try:
             if exchange.principal is not None:  # accepted
                 self._record(exchange, reply)
@@ -200,6 +224,8 @@ class Pipeline:
             log.exception("a bug kept limits from being let go", extra={"request_id": exchange.record.hex_id})
         exchange.call = None  # they know each other; without this only the garbage collector could free them
         reply.release()
+        if flight is not None:
+            flight.land()
 
     def _record(self, exchange: Exchange, reply: Reply) -> None:
         record = exchange.record
@@ -230,8 +256,12 @@ class Pipeline:
             price(record, exchange.model, snapshot.currency)
 
     def _open(self, exchange: Exchange) -> None:
-        """The opening record: from here on a crash leaves a trace. (If there is no room for it, `journal.full` tells.)"""
-        exchange.opened = self._journal.offer(encode_record(OPENING, exchange.record))
+        """The opening record: from here on a crash leaves a trace. (If there is no room for it, `journal.full` tells.) Of a
+        request that has waited for something before it is sent, another one says where it goes."""
+        if exchange.opened:
+            self._journal.offer(encode_record(Phase.PROGRESS, exchange.record))
+        else:
+            exchange.opened = self._journal.offer(encode_record(OPENING, exchange.record))
 
     def _snapshot(self) -> Snapshot:
         snapshot = self._feed.current
@@ -250,6 +280,8 @@ class Pipeline:
         if (snapshot := self._feed.current) is not None:
             self.relay.keep_only(snapshot.backends)
             self.router.follow(snapshot)
+            if self.cache is not None:
+                self.cache.follow(snapshot)
 
     def learn(self) -> None:
         """What engines say of their load. Hints, once a second."""
@@ -261,9 +293,15 @@ class Pipeline:
         for exchange in list(self.admission.in_flight):
             call = exchange.call
             if call is not None and not call.complete and (error := call.overdue(now_ns)) is not None:
-                exchange.flow.interrupt(error)
+                if isinstance(error, ClientGone):
+                    exchange.leave(error)
+                else:
+                    exchange.flow.interrupt(error)
         self.relay.sweep(now_ns)
         self.router.sweep(now_ns)
+        self.embedder.sweep(now_ns)
+        if self.cache is not None:
+            self.cache.sweep()
 
     def record_progress(self) -> None:
         """A progress record of every stream that has moved since its last: what a crash would otherwise lose."""
@@ -280,6 +318,16 @@ class Pipeline:
         """End everything that is still in flight."""
         for exchange in list(self.admission.in_flight):
             exchange.flow.interrupt(error)
+
+
+def _salted(
+    operation: EngineOperation[Any], exchange: Exchange, request: Request, model: Model, principal: Principal, snapshot: Snapshot
+) -> tuple[Change, ...]:
+    """With what a vLLM keeps the prompt from being of use to other tenants."""
+    if not model.prefix_isolation:
+        return ()
+    value = salt(snapshot.cache_secret, tenant_of(principal, model.prefix_isolation))
+    return salted(operation, request, exchange.body, model.defaults, value)
 
 
 def _check_media(operation: EngineOperation[Any], content_type: bytes) -> None:

@@ -27,6 +27,38 @@ class Source(Protocol):
     def resume_reading(self) -> None: ...
 
 
+class Audience(Protocol):
+    """All who get one answer: the clients of several requests, each with a Reply of its own."""
+
+    begun: bool
+    """Some of the answer has come: from here on it can be nobody else's."""
+
+    @property
+    def holds_up(self) -> bool:
+        """Everybody is behind: the answer has to wait."""
+
+    def write(self, data: bytes) -> None:
+        """Part of the body, for everybody."""
+
+    def keep_waiting(self) -> None:
+        """A sign of life, for everybody."""
+
+    def fell_behind(self) -> None:
+        """One of them has more than its client takes."""
+
+    def caught_up(self, reply: Reply) -> None:
+        """This one's client takes again what there is."""
+
+
+class Head(NamedTuple):
+    """An answer's status line and header lines, as `Reply.head` takes them."""
+
+    status: int
+    lines: bytes
+    sized: bool
+    streaming: bool
+
+
 class Withdrawn(NamedTuple):
     """An answer that was at hand."""
 
@@ -45,6 +77,8 @@ class Reply:
     _chunked = False
     _streaming = False
     upstream: Source | None = None
+    audience: Audience | None = None
+    """Who gets this answer too, and this one with them."""
     captured = b""
     """The body so far, where capture is on; no more than tells that it was longer than wanted."""
     status = 0
@@ -83,7 +117,17 @@ class Reply:
     @property
     def begun(self) -> bool:
         """Some of it has gone to the client, more than that there will be something."""
-        return self.sent > 0
+        return self.sent > 0 if self.audience is None else self.audience.begun
+
+    @property
+    def as_begun(self) -> Head:
+        """What `head` was told."""
+        return Head(self.status, self._head, not self._chunked, self._streaming)
+
+    @property
+    def holds_up(self) -> bool:
+        """The client doesn't take what there is: the engine has to wait."""
+        return self.paused if self.audience is None else self.audience.holds_up
 
     # -- the answer --
 
@@ -108,6 +152,13 @@ class Reply:
 
     def keep_waiting(self) -> None:
         """There will be a stream; a comment keeps it alive. Clients pass over it, and it is no part of the answer."""
+        if self.audience is not None:
+            self.audience.keep_waiting()
+        else:
+            self.comment()
+
+    def comment(self) -> None:
+        """The same, for this client alone."""
         if not self.started:
             self.head(200, _status_line(200) + b"content-type: text/event-stream; charset=utf-8", False, True)
             self.kept_waiting = True
@@ -133,6 +184,13 @@ class Reply:
         """Part of the body, as it comes."""
         if not data:
             return
+        if self.audience is not None:
+            self.audience.write(data)
+        else:
+            self.hand_on(data)
+
+    def hand_on(self, data: bytes) -> None:
+        """The same, to this client alone."""
         self.sent += len(data)
         if self._capture and len(self.captured) <= self._capture:
             self.captured += data
@@ -216,7 +274,9 @@ class Reply:
     def pause(self, now_ns: int) -> None:
         self.paused = True
         self._stalled_since_ns = now_ns
-        if self.upstream is not None:
+        if self.audience is not None:
+            self.audience.fell_behind()
+        elif self.upstream is not None:
             self.upstream.pause_reading()
 
     def stalled_ns(self, now_ns: int) -> int:
@@ -227,9 +287,18 @@ class Reply:
         self._unsent = unsent
         return now_ns - self._stalled_since_ns
 
+    def overdue(self, now_ns: int, limit_s: float) -> ClientGone | None:
+        """Drop a client that has taken nothing for too long; the error then."""
+        if not self.paused or self.gone or self.stalled_ns(now_ns) / 1e9 <= limit_s:
+            return None
+        self.abort()
+        return ClientGone(f"The client took none of its answer for {limit_s:g} s.", code="client_stopped_reading")
+
     def resume(self) -> None:
         self.paused = False
-        if self.upstream is not None:
+        if self.audience is not None:
+            self.audience.caught_up(self)
+        elif self.upstream is not None:
             self.upstream.resume_reading()
 
 

@@ -16,12 +16,13 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from proxy import logs
 from proxy.admission.others import Others
+from proxy.cache.cache import Cache
 from proxy.errors import ShuttingDown
 from proxy.exchange import set_wall_anchor
 from proxy.journal import BackendBeat, Heartbeat, HeartbeatFile, Journal
@@ -35,6 +36,8 @@ from proxy.spend.host import host_id
 
 if TYPE_CHECKING:
     from proxy.admission.shared import Shared
+    from proxy.cache.redis import Remote
+    from proxy.cache.vectors import Vectors
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,9 @@ class Worker:
         pipeline = self._pipeline
         self._others = Others(settings, pipeline.admission, self._models)
         self._shared = self._share()
+        self._remote = self._share_cache()
+        self._sharing: dict[Shared | Remote | Vectors, asyncio.Task[None]] = {}
+        """What runs for as long as this does."""
         self._server = Server(
             settings, pipeline.handle, Probes(self._state), pipeline.count_unaccepted, pipeline.authenticator.identify
         )
@@ -90,7 +96,9 @@ class Worker:
         self._beat()
         self._others.look()
         sweeping = asyncio.create_task(self._sweep_forever(), name="sweep")
-        sharing = asyncio.create_task(_keep_sharing(self._shared), name="redis") if self._shared is not None else None
+        for each in (self._shared, self._remote):
+            if each is not None:
+                self._keep_sharing(each)
         if self._takes_over:
             await self._until_ready()
         if not self._stopping.is_set():
@@ -100,9 +108,13 @@ class Worker:
             await self._stopping.wait()
             await self._drain()
         sweeping.cancel()
-        if self._shared is not None and sharing is not None:
-            await self._shared.close()  # ends the task
+        for shared, task in self._sharing.items():
+            await shared.close()
+            task.cancel()
         self._close()
+
+    def _keep_sharing(self, shared: Shared | Remote | Vectors) -> None:
+        self._sharing[shared] = asyncio.create_task(_keep_sharing(shared), name="redis")
 
     def _share(self) -> Shared | None:
         """What several workers share, if there is a Redis for it."""
@@ -116,6 +128,27 @@ class Worker:
             settings.redis, admission.incarnation, host, settings.workers, self._others.spend, admission.standings
         )
         return admission.shared
+
+    def _share_cache(self) -> Remote | None:
+        """Where workers find each other's answers, if there is a Redis for it."""
+        settings, cache = self._settings, self._pipeline.cache
+        if settings.redis is None or settings.cache is None or cache is None:
+            return None
+        from proxy.cache.redis import Remote
+
+        cache.remote = Remote(settings.redis, settings.cache.entry_bytes)
+        cache.share_meanings = self._share_meanings
+        return cache.remote
+
+    def _share_meanings(self) -> Vectors | None:
+        """Where workers find what each other's questions mean, once a model wants to know."""
+        if self._settings.redis is None:
+            return None
+        from proxy.cache.vectors import Vectors
+
+        vectors = Vectors(self._settings.redis)
+        self._keep_sharing(vectors)
+        return vectors
 
     def _models(self) -> Mapping[str, Model]:
         return self._feed.current.models if self._feed.current is not None else {}
@@ -239,8 +272,27 @@ class Worker:
                 waiting=self._pipeline.router.waiting,
                 backends=backends,
                 retries_denied=self._pipeline.relay.retries_denied,
+                **_cache_beat(self._pipeline.cache, self._remote),
             )
         )
+
+
+def _cache_beat(cache: Cache | None, remote: Remote | None) -> dict[str, Any]:
+    if cache is None:
+        return {}
+    beat: dict[str, Any] = {
+        "cache_entries": len(cache.memory),
+        "cache_bytes": cache.memory.bytes,
+        "cache_evictions": cache.memory.evictions,
+        "cache_stored": cache.stored,
+    }
+    if remote is not None:
+        beat |= {
+            "cache_redis": "up" if remote.up else "down",
+            "cache_redis_failures": remote.failures,
+            "cache_dropped": remote.dropped,
+        }
+    return beat
 
 
 def _backend_beat(standing: Standing) -> BackendBeat:
@@ -265,13 +317,13 @@ def _size(path: Path) -> int:
         return 0  # the collector was quicker
 
 
-async def _keep_sharing(shared: Shared) -> None:
-    """While it doesn't run, everybody decides by himself."""
+async def _keep_sharing(shared: Shared | Remote | Vectors) -> None:
+    """While it doesn't run, everybody is by himself."""
     while True:
         try:
             await shared.run()
         except Exception:
-            log.exception("a bug in sharing limits")
+            log.exception("a bug in what is shared through Redis")
             await asyncio.sleep(1.0)
 
 

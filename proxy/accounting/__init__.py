@@ -7,11 +7,16 @@ from proxy.snapshot import Model
 
 
 def price(record: Record, model: Model, currency: str) -> None:
-    """Write the cost on the record, at the price of the moment at which it was received. Cached input is part of input and has
-    its own price."""
-    valid = model.price_at(record.received_unix_ns) if model.later_prices else model
-    pico = record.input_tokens * valid.input_pico + record.output_tokens * valid.output_pico
-    if record.cached_tokens:
-        pico -= record.cached_tokens * (valid.input_pico - valid.cached_input_pico)
-    record.cost_nano = (pico + 500) // 1000
+    """Write the cost on the record, at the price of the moment at which it was received."""
+    tokens = record.input_tokens, record.cached_tokens, record.output_tokens
+    record.cost_nano = cost_of(model, record.received_unix_ns, *tokens)
     record.currency = currency
+
+
+def cost_of(model: Model, unix_ns: int, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
+    """Nano-units, at the price of that moment. Cached input is part of input and has its own price."""
+    valid = model.price_at(unix_ns) if model.later_prices else model
+    pico = input_tokens * valid.input_pico + output_tokens * valid.output_pico
+    if cached_tokens:
+        pico -= cached_tokens * (valid.input_pico - valid.cached_input_pico)
+    return (pico + 500) // 1000

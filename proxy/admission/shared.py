@@ -23,25 +23,20 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from hashlib import sha1
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-import hiredis
 import msgspec
-from redis.asyncio import ConnectionPool
-from redis.exceptions import NoScriptError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeout
+from redis.exceptions import NoScriptError
 
 from proxy.admission.elsewhere import subjects_of
 from proxy.admission.standing import Amounts, Bucket, Costs, Plan, Refusal, Standing, Window
+from proxy.redis_line import FAILED, Command, Line, is_late, text_of
 from proxy.settings import RedisSettings
 from proxy.spend.windows import FOREVER_NS, Period
 
 if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
-
     from proxy.spend.reader import Spend
     from proxy.spend.tally import Amounts as SpentAmounts
     from proxy.spend.tally import Holder
@@ -105,12 +100,10 @@ class _Reply(msgspec.Struct, array_like=True):
 _Seeds = list[str | int]
 """Incarnation, its total, and so on."""
 
-_Command = tuple[str | bytes | int, ...]
-_pack = cast("Callable[[_Command], bytes]", hiredis.pack_command)  # as its stub has it, of a single argument
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Reply).decode
 
-_FAILED = (RedisError, OSError, TimeoutError, msgspec.DecodeError)
+_FAILED = (*FAILED, msgspec.DecodeError)
 
 
 class _Batch:
@@ -184,11 +177,7 @@ class Shared:
         self._workers = workers
         self._own = own
         self._prefix = f"{{{settings.prefix}}}:"
-        self._pool = ConnectionPool.from_url(
-            settings.url, protocol=2, driver_info=None, socket_timeout=None, socket_connect_timeout=None
-        )
-        # One connection at a time, and one command at a time on it: nothing of a pool is needed but its reading of the address.
-        self._connection: AbstractConnection | None = None
+        self._line = Line(settings)
         self._running: asyncio.Task[None] | None = None
         self._sequence = 0
         self._heard = False
@@ -307,16 +296,16 @@ class Shared:
         try:
             if self._heard and not self._said_down:
                 async with asyncio.timeout(self._timeout):
-                    connection = self._connection or await self._connect()
+                    await self._connect()
                     while self._changed or self._changed_windows:
-                        await self._exchange(connection, self._compose())
-                    await self._exchange(connection, self._compose(), leaving=True)
+                        await self._exchange(self._compose())
+                    await self._exchange(self._compose(), leaving=True)
         except _FAILED as error:
-            log.warning("Redis wasn't told of the end", extra={"redis": self._shown, "error": _text(error)})
+            log.warning("Redis wasn't told of the end", extra={"redis": self._shown, "error": text_of(error)})
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            await self._drop()
+            await self._line.drop()
 
     # -- a batch --
 
@@ -326,37 +315,29 @@ class Shared:
         connected = False
         try:
             async with asyncio.timeout(self._timeout if self.up else _CONNECT):
-                connection = self._connection or await self._connect()
+                await self._connect()
             connected = True
             self._wanted.clear()
             batch = self._compose()
             async with asyncio.timeout(self._timeout):
-                reply = await self._exchange(connection, batch)
+                reply = await self._exchange(batch)
         except _FAILED as error:
-            late = isinstance(error, TimeoutError | RedisTimeout)
-            self._failed(error, batch, at_once=not (connected or late))
-            await self._drop()
+            self._failed(error, batch, at_once=not (connected or is_late(error)))
+            await self._line.drop()
             return False
         except BaseException:
             if batch is not None:
                 self._take_back(batch)
-                await self._drop()
+                await self._line.drop()
             raise
         self._succeeded(batch, reply)
         return True
 
-    async def _connect(self) -> AbstractConnection:
-        connection: AbstractConnection
-        self._connection = connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-        await connection.connect()  # type: ignore[no-untyped-call]
-        self._restating = True
-        return connection
-
-    async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
+    async def _connect(self) -> None:
+        """Nothing if it is."""
+        if not self._line.connected:
+            await self._line.connect()
+            self._restating = True
 
     def _compose(self) -> _Batch:
         batch = _Batch()
@@ -379,7 +360,7 @@ class Shared:
             self._wanted.set()
         return batch
 
-    async def _exchange(self, connection: AbstractConnection, batch: _Batch, *, leaving: bool = False) -> _Reply:
+    async def _exchange(self, batch: _Batch, *, leaving: bool = False) -> _Reply:
         """Raises one of _FAILED."""
         self._sequence += 1
         prefix = self._prefix
@@ -388,18 +369,14 @@ class Shared:
         keys += [
             f"{prefix}spent:{window.account.standing.subject}:{window.account.name}@{window.start_ns}" for window in batch.windows
         ]
-        arguments: _Command = (len(keys), *keys, self._message(batch, leaving))
+        arguments: Command = (len(keys), *keys, self._message(batch, leaving))
         try:
-            answer = await self._call(connection, ("EVALSHA", _SHA, *arguments))
+            answer = await self._line.ask(("EVALSHA", _SHA, *arguments))
         except NoScriptError:
-            answer = await self._call(connection, ("EVAL", _SCRIPT, *arguments))
+            answer = await self._line.ask(("EVAL", _SCRIPT, *arguments))
         if not isinstance(answer, bytes):
             raise msgspec.DecodeError(f"{answer!r} is no reply: another worker has the same name, or a newer batch was executed")
         return _decode(answer)
-
-    async def _call(self, connection: AbstractConnection, command: _Command) -> object:
-        await connection.send_packed_command(_pack(command), check_health=False)
-        return await connection.read_response(disable_decoding=True)
 
     def _message(self, batch: _Batch, leaving: bool) -> bytes:
         standings = []
@@ -462,7 +439,7 @@ class Shared:
             self._leave_undecided(batch.permits)
 
     def _extra(self, error: Exception) -> dict[str, object]:
-        return {"redis": self._shown, "error": _text(error), "parts": self.parts}
+        return {"redis": self._shown, "error": text_of(error), "parts": self.parts}
 
     def _succeeded(self, batch: _Batch, reply: _Reply) -> None:
         self._in_a_row = 0
@@ -655,7 +632,3 @@ def _by_subject(
                 sum_[1] += amounts.tokens
                 sum_[2] += amounts.gpu_ns
     return sums
-
-
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -44,7 +44,7 @@ _ODD = frozenset((b"expect", b"content-encoding", b"transfer-encoding", b"upgrad
 """With one of these a head is looked at more closely."""
 _KEPT = _ODD.union(
     (b"authorization", b"x-api-key", b"host", b"content-type", b"content-length"),
-    (b"x-request-id", b"traceparent", b"tracestate", b"x-forwarded-for"),
+    (b"x-request-id", b"traceparent", b"tracestate", b"x-forwarded-for", b"cache-control"),
     (b"origin", b"access-control-request-method", b"access-control-request-headers"),
 )
 _VERSIONS = ("1.1", "1.0")
@@ -219,7 +219,7 @@ class ClientConnection(asyncio.Protocol):
         if self._reply is not None:
             self._reply.gone = True
         if self._exchange is not None:
-            self._exchange.flow.interrupt(ClientGone("The client closed the connection before its answer was complete."))
+            self._exchange.leave(ClientGone("The client closed the connection before its answer was complete."))
 
     def pause_writing(self) -> None:
         self._paused = True

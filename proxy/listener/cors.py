@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 _METHODS = b"GET, HEAD, OPTIONS, POST"
-_EXPOSED = b"\r\naccess-control-expose-headers: x-request-id"
+_EXPOSED = b"\r\naccess-control-expose-headers: x-request-id, x-glasshouse-cache, age"
 _PREFLIGHT = (
     b"\r\naccess-control-allow-methods: " + _METHODS + b"\r\naccess-control-max-age: 600"
     b"\r\nvary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from proxy.errors import (
-    ClientGone,
     EngineFailed,
     EngineRefused,
     ProxyError,
@@ -108,7 +107,7 @@ class Call:
         self._exchange.record.sent_ns = now_ns - self._origin_ns
         reply = self._reply
         reply.upstream = connection
-        if reply.paused:
+        if reply.holds_up:
             connection.pause_reading()
         connection.send(self, payload)
 
@@ -131,11 +130,15 @@ class Call:
     @property
     def held_up(self) -> bool:
         """By its client, who takes nothing: the engine can't say anything."""
-        return self._reply.paused
+        return self._reply.holds_up
 
     @property
     def answered(self) -> bool:
         return self.observer is not None and self.observer.answered
+
+    @property
+    def usage(self) -> bytes:
+        return b"" if self.observer is None else self.observer.usage
 
     def settle(self) -> None:
         if self.observer is not None:
@@ -338,14 +341,11 @@ class Call:
             return None  # still connecting, which has its own timeout
         timeouts = self._pool.timeouts
         reply = self._reply
-        if reply.paused:
+        if (error := reply.overdue(now_ns, timeouts.client_write)) is not None:
+            return error
+        if reply.holds_up:
             self.last_ns = now_ns
-            if reply.stalled_ns(now_ns) / 1e9 <= timeouts.client_write:
-                return None
-            reply.abort()
-            return ClientGone(
-                f"The client took none of its answer for {timeouts.client_write:g} s.", code="client_stopped_reading"
-            )
+            return None
         silent_s = (now_ns - self.last_ns) / 1e9
         # The head of a stream says nothing: vLLM sends it before the prefill.
         if not self.heard or (self.observer is not None and not self._exchange.record.first_token_ns):

@@ -125,7 +125,7 @@ class Relay:
             pool = self._pool(standing.backend)
             connection = pool.take(now_ns)
             attempt = self._new_attempt(standing.name, exchange, reused=connection is not None)
-            if len(record.attempts) == 1 and not exchange.opened:
+            if len(record.attempts) == 1:
                 self._opening(exchange)
             reply.served_by = pool.served_by
             try:
@@ -214,6 +214,8 @@ class Relay:
         upstream = operation.prepare(exchange.body, request, backend.kind)
         if exchange.changes:
             upstream = upstream.changed(exchange.changes)
+        if exchange.salted and backend.kind == "vllm":
+            upstream = upstream.changed(exchange.salted)
         call = exchange.call = Call(exchange, reply, operation, upstream.terms, pool, self._settings, attempt, route)
         if route is not None:
             self._calls.add(call)

@@ -401,7 +401,7 @@ def test_any_page_may_read_answers_as_with_vllm(shared: Worker) -> None:
         shared.ask(b"{", headers={**PAGE, "Content-Encoding": "br"}),
     ):
         assert reply.header("access-control-allow-origin") == "*"
-        assert reply.header("access-control-expose-headers") == "x-request-id"
+        assert reply.header("access-control-expose-headers") == "x-request-id, x-glasshouse-cache, age"
     assert shared.ask(chat({"tokens": 2})).header("access-control-allow-origin") is None
     asked = preflight(shared)
     assert (asked.status, asked.body, asked.header("access-control-allow-origin")) == (200, b"OK", "*")

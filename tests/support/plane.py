@@ -31,6 +31,8 @@ from proxy.snapshot import Backend, Model, SnapshotFeed, SnapshotFile, write_sna
 from proxy.snapshot.model import encode_principal
 
 KEY: Final = "gh-test"
+OTHER_KEY: Final = "gh-other"
+"""Of another caller, named `other`."""
 
 
 class Wire(asyncio.Transport):
@@ -120,10 +122,11 @@ class Plane:
         self.settings = Settings.of({**usual, **(config or {}), "state_dir": str(directory)})
         self.backends = {f"b{i}": Backend(f"b{i}", "127.0.0.1", 9 + i) for i in range(backends)}
         declared = Declared(self.settings)
-        principal = encode_principal(declared.principal("key_1", "test"))
+        keys = {KEY: declared.principal("key_1", "test"), OTHER_KEY: declared.principal("key_2", "other")}
         file = SnapshotFile(
             revision=1,
-            keys={hashlib.sha256(KEY.encode()).digest(): principal},
+            keys={hashlib.sha256(key.encode()).digest(): encode_principal(each) for key, each in keys.items()},
+            cache_secret=bytes(range(32)),
             everyone=declared.everyone,
             teams=declared.teams,
             users=declared.users,

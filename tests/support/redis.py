@@ -100,9 +100,9 @@ class Redis:
 
 
 @contextmanager
-def redis_server(*options: str, password: str | None = None) -> Iterator[Redis]:
+def redis_server(*options: str, password: str | None = None, program: str | None = None) -> Iterator[Redis]:
     """It runs until the end of the block. Where it isn't installed the test is skipped."""
-    program = shutil.which("redis-server")
+    program = program or shutil.which("redis-server")
     if program is None:
         pytest.skip("the server of Redis isn't installed (Debian: redis-server)")
     home = Path(tempfile.mkdtemp(prefix="glasshouse-redis-"))

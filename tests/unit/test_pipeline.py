@@ -466,3 +466,22 @@ def test_what_has_ended_is_freed_without_the_garbage_collector(
         assert [kind for kind in kinds if after[kind] > before[kind]] == []
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("plane", [{"everyone": {"requests_per_minute": 5}}], indirect=True)
+def test_a_request_that_waits_for_its_admission_is_on_record(plane: Plane) -> None:
+    """It is accepted: were the worker killed now, it would be a row all the same."""
+
+    class Silent:
+        """A Redis that takes its time."""
+
+        up, parts, clock_offset_ns = True, 1, 0
+
+        def ask(self, permit: object) -> None: ...
+
+        def changed(self, *what: object) -> None: ...
+
+    plane.pipeline.admission.shared = Silent()  # type: ignore[assignment]
+    plane.client().says(ask())
+    [exchange] = plane.pipeline.admission.in_flight
+    assert exchange.opened

@@ -79,7 +79,7 @@ class Worker:
         assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
-        await self.shared._drop()
+        await self.shared._line.drop()
 
     def plan(self, allowance: Allowance, *, key: str = "k", team: Allowance | None = None) -> Plan:
         standings = [self.standing("key", f"key:{key}", allowance)]

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 
+from proxy import redis_line
 from proxy.admission import shared as module
 from proxy.admission.standing import Plan, Window
 from proxy.snapshot import Allowance, Budget
@@ -738,13 +739,13 @@ def test_one_late_reply_costs_no_more_than_its_own_requests(redis: Redis) -> Non
 
 def test_a_batch_that_was_given_up_changes_nothing_when_it_comes_late(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[Any, ...]] = []
-    pack = module._pack
+    pack = redis_line._pack
 
     def keep(command: tuple[Any, ...]) -> bytes:
         sent.append(command)
         return pack(command)
 
-    monkeypatch.setattr(module, "_pack", keep)
+    monkeypatch.setattr(redis_line, "_pack", keep)
 
     async def scenario() -> None:
         (worker,) = await workers(redis, 1)

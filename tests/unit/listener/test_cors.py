@@ -18,7 +18,7 @@ def fields(lines: bytes) -> dict[str, str]:
 def test_any_page() -> None:
     assert fields(Cors(["*"]).lines(PAGE)) == {
         "access-control-allow-origin": "*",
-        "access-control-expose-headers": "x-request-id",
+        "access-control-expose-headers": "x-request-id, x-glasshouse-cache, age",
     }
 
 
@@ -27,7 +27,7 @@ def test_a_page_of_the_list() -> None:
     assert fields(cors.lines(PAGE)) == {
         "access-control-allow-origin": PAGE.decode(),
         "vary": "Origin",
-        "access-control-expose-headers": "x-request-id",
+        "access-control-expose-headers": "x-request-id, x-glasshouse-cache, age",
     }
 
 
