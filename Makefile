@@ -25,7 +25,7 @@ help:
 up: $(STAMPS)/runtime
 	$(BIN)/glasshouse up $(ARGS)
 
-test: $(STAMPS)/dev $(STAMPS)/node
+test: $(STAMPS)/dev $(STAMPS)/node $(STAMPS)/redisearch
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-long: $(STAMPS)/dev
@@ -90,6 +90,21 @@ $(STAMPS)/node: $(node_clients)/package-lock.json | $(STAMPS)/build
 	  echo 'Installing $<' && npm ci --prefix $(node_clients) --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@; \
 	else \
 	  echo 'npm is not there: the tests with clients for Node are skipped.'; \
+	fi
+
+# A Redis that searches vectors, for tests of the semantic cache; there is none that every platform has.
+
+redisearch := tests/support/redisearch.txt
+for_redisearch := --only-binary :all: --python-version 3.11 --implementation cp --platform manylinux_2_31_x86_64 \
+  --platform manylinux2014_x86_64
+
+$(STAMPS)/redisearch: $(redisearch) | $(STAMPS)/build
+	@if [ "$$(uname -sm)" != 'Linux x86_64' ]; then \
+	  echo 'The tests with a Redis that searches vectors are skipped: there is none for this platform.'; \
+	else \
+	  echo 'Installing $<' && rm -rf $(VENV)/redisearch && \
+	  $(pip) --quiet --progress-bar off $(locked) $(for_redisearch) --target $(VENV)/redisearch -r $< && touch $@ || \
+	  echo 'It could not be installed: the tests with a Redis that searches vectors are skipped.'; \
 	fi
 
 environment:

@@ -63,7 +63,7 @@ class Probe:
 
     def reply(self) -> Reply:
         """Nobody is waiting for the answer."""
-        return Reply(_Nowhere(), b"", False, False, 0)
+        return Reply(Nowhere(), b"", False, False, 0)
 
     def questions(self, kind: Kind) -> Iterator[tuple[Exchange, RelayedOperation]]:
         """Each is asked when the one before it was answered well."""
@@ -94,7 +94,7 @@ def _nothing() -> None:
     """Whoever asks has said what follows from the end."""
 
 
-class _Nowhere(asyncio.Transport):
+class Nowhere(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Nobody reads it."""
 

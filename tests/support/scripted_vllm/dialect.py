@@ -318,7 +318,10 @@ def _whole(call: Call, texts: list[str]) -> bytes:
 
 def _chat_message_choice(call: Call, choice: Choice, text: str) -> bytes:
     calls = reasoning = b""
+    content = quote(text)
     if call.script.tools:
+        if not bytes(call.body.tool_choice).startswith((b"{", b'"required"')):
+            content = b"null"
         shown = [
             {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": "".join(c.arguments)}}
             for c in generation.tool_calls(call.body)
@@ -333,7 +336,7 @@ def _chat_message_choice(call: Call, choice: Choice, text: str) -> bytes:
         b'"routed_experts":null}'
         % (
             choice.index,
-            quote(text),
+            content,
             calls,
             reasoning or b"null",
             logprobs,
@@ -371,7 +374,11 @@ def embeddings(body: Body, context: Context) -> Prepared:
     size = 8 if body.dimensions is None else body.dimensions
     tokens = context.script.prompt_tokens or sum(map(requests.count_prompt, inputs))
     data = [
-        {"index": i, "object": "embedding", "embedding": _vector(text, size, body.encoding_format)}
+        {
+            "index": i,
+            "object": "embedding",
+            "embedding": context.script.vectors.get(str(text)) or _vector(text, size, body.encoding_format),
+        }
         for i, text in enumerate(inputs)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}

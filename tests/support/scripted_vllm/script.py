@@ -46,6 +46,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """As `--enable-per-request-metrics`."""
     usage: Literal["none", "last", "continuous", "twice", "middle", "null", "zero", "float"] | None = None
     """Usage against what the request asked for. "null": on every event and in a last one; "float": not whole numbers."""
+    vectors: dict[str, tuple[float, ...]] = {}
+    """The embeddings of these texts. Default: of each text another one of eighths."""
     body_bytes: Count | None = None
     """Size of the whole body of an answer that isn't streamed, to the byte."""
 
