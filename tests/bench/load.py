@@ -1,13 +1,14 @@
 """The load generator, a process of its own: `python -m tests.bench.load` does what JSON lines on standard input say.
 
 It parses as little as it can, so that it isn't what is measured: the length of a whole answer, the end of a stream. An
-answer that isn't a complete 200 is a failure and is counted.
+answer that isn't a complete 200 is a failure and is counted. How long the first byte of an answer took is noted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import re
 import sys
@@ -21,6 +22,8 @@ import uvloop
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _DONE: Final = b"data: [DONE]\n\n"
+_NUMBER: Final = b"00000000"
+"""What is different in requests that aren't all the same."""
 _TAIL: Final = 64  # bytes: more than [DONE] and the last chunk, even when each is in an HTTP chunk of its own
 
 
@@ -35,6 +38,10 @@ class Client(asyncio.Protocol):
         self.busy = False
         self.buffer = b""
         self.events = 0
+        self.sent = 0.0
+        """When, until there is an answer."""
+        self.waits: list[float] = []
+        """Seconds until each answer's first byte."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # a TCP connection's transport is always a Transport
@@ -43,9 +50,13 @@ class Client(asyncio.Protocol):
         self.busy = True
         self.buffer = b""
         self.events = 0
+        self.sent = time.perf_counter()
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
+        if self.sent:
+            self.waits.append(time.perf_counter() - self.sent)
+            self.sent = 0.0
         if self.streams:
             self._stream(data)
         else:
@@ -85,6 +96,7 @@ class Load:
 
     def __init__(self) -> None:
         self.clients: list[Client] = []
+        self._numbers = itertools.count(1_000_000)
 
     async def open(self, url: str, connections: int) -> dict[str, Any]:
         """Connect. Sixteen at a time, so that no backlog overflows."""
@@ -97,11 +109,21 @@ class Load:
             self.clients += [client for _, client in made]
         return {"open": len(self.clients)}
 
-    async def run(self, request: str, count: int, stream: bool, at_once: int) -> dict[str, Any]:
-        """So many requests over the connections, each sending its next one when its answer is complete."""
+    async def run(
+        self, request: str, count: int, stream: bool, at_once: int, different: int = 1, waits: bool = False
+    ) -> dict[str, Any]:
+        """So many requests over the connections, each sending its next one when its answer is complete. `different`: how many of
+        them are, in turns; 0: no two are the same. `waits`: tell how long each took to its first byte."""
         data = request.encode("latin-1")
+        before, after = (data, b"") if different == 1 else data.split(_NUMBER)
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         left, running, good, events = count, 0, 0, 0
+
+        def next_request() -> bytes:
+            if different == 1:
+                return data
+            number = next(self._numbers)
+            return b"%b%08d%b" % (before, number % different if different else number, after)
 
         def finished(client: Client, was_good: bool) -> None:
             nonlocal left, running, good, events
@@ -109,7 +131,7 @@ class Load:
             events += client.events
             if left > 0 and not client.transport.is_closing():
                 left -= 1
-                client.send(data)
+                client.send(next_request())
                 return
             running -= 1
             if not running and not ready.done():
@@ -118,13 +140,15 @@ class Load:
         begun = time.perf_counter()
         for client in self.clients[:at_once]:
             client.streams, client.finished, client.noticed = stream, finished, None
+            client.waits.clear()
             if left > 0:
                 left -= 1
                 running += 1
-                client.send(data)
+                client.send(next_request())
         await ready
         seconds = time.perf_counter() - begun
-        return {"completed": good, "failed": count - good, "events": events, "seconds": seconds}
+        took = [round(wait * 1e6) for client in self.clients[:at_once] for wait in client.waits] if waits else []
+        return {"completed": good, "failed": count - good, "events": events, "seconds": seconds, "waits_us": took}
 
     async def touch(self, request: str) -> dict[str, Any]:
         """One whole request on every connection, 16 at a time, so that each has been in use."""

@@ -52,6 +52,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     cpu_us: dict[str, float]
     """CPU time per completed request, by role."""
+    waits_us: list[int] = []
+    """Until the first byte of each answer, where that was to be told."""
 
     @property
     def worker_us(self) -> float:
@@ -111,7 +113,7 @@ class Rig:
 
     def requests(self, target: Target, result: Result) -> None:
         """Whole answers, as many as go."""
-        plan, asked = self.plan, _request(target)
+        plan, asked = self.plan, request_to(target)
         self.load.ask(do="open", url=target.url, connections=plan.connections)
         warm = self.load.ask(do="run", request=asked, count=plan.warm_up, stream=False, at_once=plan.connections)
         result.requests.append(self._timed(target, asked, plan.requests, stream=False))
@@ -122,24 +124,33 @@ class Rig:
         """Streams of so many chunks, one after another on each connection."""
         plan = self.plan
         script = {"tokens": plan.chunks, "interval": plan.interval, "finish": "length"}
-        asked, warm_up = _request(target, stream=True, script=script), plan.connections
-        quick = _request(target, stream=True, script={"tokens": 2})
+        asked, warm_up = request_to(target, stream=True, script=script), plan.connections
+        quick = request_to(target, stream=True, script={"tokens": 2})
         self.load.ask(do="open", url=target.url, connections=plan.connections)
         self.load.ask(do="run", request=quick, count=warm_up, stream=True, at_once=plan.connections)
         result.streams.append(self._timed(target, asked, plan.streams, stream=True))
         self.load.ask(do="close")
         result.sent += warm_up + plan.streams
 
-    def _timed(self, target: Target, asked: str, count: int, *, stream: bool) -> Sample:
+    def work(self, target: Target, asked: str, count: int, warm_up: int, *, stream: bool, different: int) -> Sample:
+        """Any requests, so many of them `different` (see load.py). How long each took to its first byte is told too."""
+        at_once = self.plan.connections
+        self.load.ask(do="open", url=target.url, connections=at_once)
+        self.load.ask(do="run", request=asked, count=warm_up, stream=stream, at_once=at_once, different=different)
+        sample = self._timed(target, asked, count, stream=stream, different=different, waits=True)
+        self.load.ask(do="close")
+        return sample
+
+    def _timed(self, target: Target, asked: str, count: int, **how: int) -> Sample:
         before = _cpu(target)
-        told = self.load.ask(do="run", request=asked, count=count, stream=stream, at_once=self.plan.connections)
+        told = self.load.ask(do="run", request=asked, count=count, at_once=self.plan.connections, **how)
         after = _cpu(target)
         spent = {role: after[role].since(before[role]) / 1000 / max(told["completed"], 1) for role in after}
         return Sample(cpu_us=spent, **told)
 
     def footprint(self, target: Target, result: Result) -> None:
         """Memory at rest after some work, with idle connections that were in use, and with open streams."""
-        plan, asked = self.plan, _request(target)
+        plan, asked = self.plan, request_to(target)
         self.load.ask(do="open", url=target.url, connections=plan.connections)
         self.load.ask(do="run", request=asked, count=plan.warm_up, stream=False, at_once=plan.connections)
         self.load.ask(do="close")
@@ -148,7 +159,7 @@ class Rig:
         self.load.ask(do="touch", request=asked)
         idle = self._memory(target)
         self.load.ask(do="close")
-        held_request = _request(target, stream=True, script={"tokens": 64, "hang_after_events": 8})
+        held_request = request_to(target, stream=True, script={"tokens": 64, "hang_after_events": 8})
         self.load.ask(do="open", url=target.url, connections=plan.held)
         self.load.ask(do="hold", request=held_request, events=8)
         held = self._memory(target)
@@ -212,7 +223,7 @@ def _cpu(target: Target) -> dict[str, Cpu]:
     return {role: cpu(pids) for role, pids in target.pids().items()}
 
 
-def _request(target: Target, **more: Any) -> str:
+def request_to(target: Target, **more: Any) -> str:
     """About 300 bytes of body."""
     body = {"model": "smollm2", "messages": [{"role": "user", "content": "word " * 40}], "max_tokens": 256, **more}
     return request(_PATH, body, key=target.key).decode("latin-1")

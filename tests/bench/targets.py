@@ -145,12 +145,19 @@ class Glasshouse:
 
     def recorded(self, expected: int, seconds: float = 60.0) -> int:
         """How many requests the ledger has, as soon as it has as many as expected or time is up."""
+        return self._count("SELECT COUNT(*) FROM requests", expected, seconds)
+
+    def given_again(self, expected: int, seconds: float = 60.0) -> int:
+        """How many of them were hits, likewise."""
+        return self._count("SELECT COUNT(*) FROM requests WHERE cache = 'hit'", expected, seconds)
+
+    def _count(self, query: str, expected: int, seconds: float) -> int:
         assert self._proxy is not None
         path = self._proxy.settings.database_url.removeprefix("sqlite:///")
         deadline = time.monotonic() + seconds
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=seconds)) as database:
             while True:
-                [count] = database.execute("SELECT COUNT(*) FROM requests").fetchone()
+                [count] = database.execute(query).fetchone()
                 if count >= expected or time.monotonic() > deadline:
                     return int(count)
                 time.sleep(0.1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
+from typing import cast
 
 import pytest
 
+from tests.bench.load import Load
 from tests.bench.measure import Plan, Sample, measure, ratio
 from tests.bench.processes import Cpu, JsonProcess, cpu, memory
 from tests.bench.report import as_json, as_table
@@ -46,6 +49,35 @@ def test_failures_are_counted() -> None:
             stream = load.ask(do="run", request=asked, count=3, stream=True, at_once=3)
     assert (whole["completed"], whole["failed"]) == (0, 9)
     assert (stream["completed"], stream["failed"]) == (0, 3)
+
+
+def test_requests_differ_as_told() -> None:
+    asked: list[bytes] = []
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast(asyncio.Transport, transport)
+
+        def data_received(self, data: bytes) -> None:
+            asked.append(data)
+            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    async def ask(load: Load, different: int) -> int:
+        """→ how many different ones came of twelve."""
+        asked.clear()
+        told = await load.run("GET /00000000 HTTP/1.1\r\n\r\n", 12, stream=False, at_once=2, different=different, waits=True)
+        assert (told["completed"], len(told["waits_us"]), len(asked)) == (12, 12, 12)
+        return len(set(asked))
+
+    async def ask_all() -> list[int]:
+        load = Load()
+        async with await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0) as server:
+            await load.open(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", 2)
+            counts = [await ask(load, different) for different in (1, 3, 0)]
+            await load.close()
+        return counts
+
+    assert asyncio.run(ask_all()) == [1, 3, 12]
 
 
 def test_cpu_time_is_seen() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 MODEL: Final = "smollm2"
@@ -25,6 +27,7 @@ class Case(NamedTuple):
     script: dict[str, Any]
     sound: bool = False
     """A sound goes along, as `file`."""
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def scripted(self, **script: Any) -> Case:
         return self._replace(script=self.script | script)

@@ -13,9 +13,9 @@ import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anthropic
 import openai
@@ -31,7 +31,15 @@ NODE: Final = Path(__file__).parent / "node"
 LIMIT_S: Final = 240.0
 
 Outcome = dict[str, Any]
-Run = Callable[[Endpoint, Sequence[Case]], list[Outcome]]
+
+
+class Run(Protocol):
+    """What became of each of the cases, in their order."""
+
+    __name__: str
+
+    def __call__(self, endpoint: Endpoint, cases: Sequence[Case], /) -> list[Outcome]: ...
+
 
 _SOUND: Final = tone(1.2)
 
@@ -55,7 +63,7 @@ def _python(client: Any, case: Case) -> Outcome:
     sound = {"file": ("sound.wav", _SOUND)} if case.sound else {}
     events: list[Any] = []
     try:
-        result = method(**case.params, **sound, extra_body={"script": script})
+        result = method(**case.params, **sound, extra_body={"script": script}, extra_headers=dict(case.headers))
         if isinstance(result, str | pydantic.BaseModel):
             return {"result": _plain(result)}
         for event in result:
@@ -94,7 +102,7 @@ def node(endpoint: Endpoint, cases: Sequence[Case]) -> list[Outcome]:
 
 def _for_node(case: Case) -> dict[str, Any]:
     script = json.dumps(case.script) if case.sound else case.script
-    asked = {"client": case.client, "call": case.call, "params": {**case.params, "script": script}}
+    asked = {"client": case.client, "call": case.call, "params": {**case.params, "script": script}, "headers": dict(case.headers)}
     return asked | ({"sound": base64.b64encode(_SOUND).decode()} if case.sound else {})
 
 

@@ -1,20 +1,20 @@
 """The official Python client, straight and through the proxy: the same objects, the same exceptions.
 
 Ids, times of creation and X-Request-Id may differ, nothing else. Each test does the same thing to both and compares; straight
-against straight shows that the comparison itself holds.
+against straight shows that the comparison itself holds. Where answers are given again, it is the second one that is compared.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import openai
 import pydantic
 import pytest
 
-from tests.support.endpoints import Endpoint
+from tests.support.endpoints import FRESH, Endpoint
 from tests.support.scripted_vllm import ScriptedVLLM
 from tests.support.scripted_vllm.answers import Received
 from tests.support.wire_client import anonymous
@@ -29,6 +29,13 @@ USAGE: Any = {"include_usage": True}
 CONTINUOUS: Any = {"include_usage": True, "continuous_usage_stats": True}
 
 Call = Callable[[openai.OpenAI], Any]
+T = TypeVar("T")
+
+
+class Answered(Protocol):
+    """What is told in the end; on the way there, whether it had been kept."""
+
+    def __call__(self, tell: Callable[[openai.OpenAI], T], *, kept: bool = True) -> T: ...
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +45,33 @@ def client(endpoint: Endpoint) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
+def answered(endpoint: Endpoint, client: openai.OpenAI) -> Iterator[Answered]:
+    verdicts: list[str | None] = []
+
+    def hear(answer: Any) -> None:
+        verdicts.append(answer.headers.get("x-glasshouse-cache"))
+
+    def answered(tell: Callable[[openai.OpenAI], T], *, kept: bool = True) -> T:
+        if endpoint.keeps is None:
+            return tell(client)
+        verdicts.clear()
+        tell(listening.with_options(default_headers=FRESH))
+        result = tell(listening)
+        assert verdicts == ["miss", "hit"] if kept else "hit" not in verdicts
+        return result
+
+    with _client(endpoint, http_client=openai.DefaultHttpxClient(event_hooks={"response": [hear]})) as listening:
+        yield answered
+
+
+@pytest.fixture(scope="module")
 def reference(straight: Endpoint) -> Iterator[openai.OpenAI]:
     with _client(straight) as client:
         yield client
 
 
-def _client(endpoint: Endpoint) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=20)
+def _client(endpoint: Endpoint, **more: Any) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=20, **more)
 
 
 def chat(client: openai.OpenAI, script: dict[str, Any] | None = None, **more: Any) -> Any:
@@ -120,13 +147,13 @@ def _named(function: str) -> Any:
 
 
 @pytest.mark.parametrize("call", WHOLE.values(), ids=WHOLE)
-def test_whole_answers(client: openai.OpenAI, reference: openai.OpenAI, call: Call) -> None:
-    assert told(call(client)) == told(call(reference))
+def test_whole_answers(answered: Answered, reference: openai.OpenAI, call: Call) -> None:
+    assert answered(lambda client: told(call(client))) == told(call(reference))
 
 
 @pytest.mark.parametrize("call", STREAMS.values(), ids=STREAMS)
-def test_streams(client: openai.OpenAI, reference: openai.OpenAI, call: Call) -> None:
-    ours, theirs = told(call(client)), told(call(reference))
+def test_streams(answered: Answered, reference: openai.OpenAI, call: Call) -> None:
+    ours, theirs = answered(lambda client: told(call(client))), told(call(reference))
     assert ours == theirs
     assert len(theirs) > 1
 
@@ -198,16 +225,18 @@ ERRORS: dict[str, Call] = {
 
 
 @pytest.mark.parametrize("call", ERRORS.values(), ids=ERRORS)
-def test_errors(client: openai.OpenAI, reference: openai.OpenAI, call: Call) -> None:
-    ours, theirs = _raised(client, call), _raised(reference, call)
+def test_errors(answered: Answered, reference: openai.OpenAI, call: Call) -> None:
+    ours, theirs = answered(lambda client: _raised(client, call), kept=False), _raised(reference, call)
     assert ours == theirs
     assert ours["status_code"] is not None
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 418, 422, 429, 500, 502, 503, 504])
-def test_errors_by_status(client: openai.OpenAI, reference: openai.OpenAI, status: int) -> None:
-    script = {"status": status, "error": f"Not today: {status}"}
-    assert _raised(client, lambda c: chat(c, script)) == _raised(reference, lambda c: chat(c, script))
+def test_errors_by_status(answered: Answered, reference: openai.OpenAI, status: int) -> None:
+    def raised(client: openai.OpenAI) -> dict[str, Any]:
+        return _raised(client, lambda c: chat(c, {"status": status, "error": f"Not today: {status}"}))
+
+    assert answered(raised, kept=False) == raised(reference)
 
 
 def _raised(client: openai.OpenAI, call: Call) -> dict[str, Any]:
@@ -251,7 +280,7 @@ def test_how_long_to_wait_is_told(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("events", [1, 3])
-def test_an_error_inside_a_stream(client: openai.OpenAI, reference: openai.OpenAI, events: int) -> None:
+def test_an_error_inside_a_stream(answered: Answered, reference: openai.OpenAI, events: int) -> None:
     def seen(client: openai.OpenAI) -> tuple[list[bytes], object]:
         chunks = []
         with pytest.raises(openai.APIError) as caught:  # noqa: PT012  # the chunks before the error are the point
@@ -259,8 +288,9 @@ def test_an_error_inside_a_stream(client: openai.OpenAI, reference: openai.OpenA
                 chunks.append(chunk)
         return told(chunks), caught.value.body
 
-    assert seen(client) == seen(reference)
-    assert len(seen(client)[0]) == events
+    ours = answered(seen, kept=False)
+    assert ours == seen(reference)
+    assert len(ours[0]) == events
 
 
 def test_leaving_a_stream_stops_the_engine(client: openai.OpenAI, shared_vllm: ScriptedVLLM) -> None:  # failure 1

@@ -15,14 +15,14 @@ const clients = {
   anthropic: new Anthropic({ baseURL: base, ...options }),
 };
 
-async function outcome({ client, call, params, sound }) {
+async function outcome({ client, call, params, headers, sound }) {
   const path = call.split(".");
   const method = path.pop();
   const resource = path.reduce((at, name) => at[name], clients[client]);
   if (sound) params.file = await toFile(Buffer.from(sound, "base64"), "sound.wav");
   const events = [];
   try {
-    const result = await resource[method](params);
+    const result = await resource[method](params, { headers });
     if (!result?.[Symbol.asyncIterator] || Array.isArray(result.data)) return { result };
     for await (const event of result) events.push(event);
     return { events };
