@@ -82,6 +82,11 @@ def prefix_of(settings: RedisSettings) -> str:
     return f"{{{settings.prefix}}}:cache:"
 
 
+def meanings_prefix_of(settings: RedisSettings) -> str:
+    """Of what their questions mean (`vectors.py`); what follows ends with the answer's own."""
+    return f"{{{settings.prefix}}}:semantic:"
+
+
 class _Look:
     """Keys that are looked for together."""
 

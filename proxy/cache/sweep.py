@@ -10,7 +10,7 @@ from binascii import unhexlify
 from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
-from proxy.cache.redis import LONGEST, prefix_of
+from proxy.cache.redis import LONGEST, meanings_prefix_of, prefix_of
 from proxy.cache.sealed import unseal
 from proxy.redis_line import Line
 from proxy.settings import RedisSettings
@@ -42,6 +42,7 @@ class _Sweep:
     def __init__(self, settings: RedisSettings, secret: bytes, purges: tuple[Purge, ...], now_unix_ns: int) -> None:
         self.line = Line(settings)
         self._prefix = prefix_of(settings).encode()
+        self._meanings = meanings_prefix_of(settings).encode()
         self._secret = secret
         self._purges = purges
         self._now_unix_ns = now_unix_ns
@@ -61,7 +62,21 @@ class _Sweep:
             if over:
                 deleted += cast(int, await self._ask("UNLINK", *over))
             if cursor == b"0":
+                await self._drop_meanings()
                 return deleted
+
+    async def _drop_meanings(self) -> None:
+        """Of questions whose answers are gone."""
+        cursor = b"0"
+        while True:
+            scan = await self._ask("SCAN", cursor, "MATCH", self._meanings + b"*", "COUNT", _KEYS)
+            cursor, keys = cast("tuple[bytes, list[bytes]]", scan)
+            async with asyncio.timeout(_TIMEOUT):
+                there = await self.line.ask_all([("EXISTS", self._prefix + key.rpartition(b":")[2]) for key in keys])
+            if gone := [key for key, each in zip(keys, there, strict=True) if each == 0]:
+                await self._ask("UNLINK", *gone)
+            if cursor == b"0":
+                return
 
     async def _over(self, keys: list[bytes]) -> list[bytes]:
         async with asyncio.timeout(_TIMEOUT):

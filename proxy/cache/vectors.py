@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from redis.exceptions import ResponseError
 
-from proxy.cache.redis import prefix_of
+from proxy.cache.redis import meanings_prefix_of, prefix_of
 from proxy.cache.semantic import NEIGHBOURS, Meaning, Neighbour, similarity_of
 from proxy.redis_line import FAILED, Command, Line, text_of
 from proxy.settings import RedisSettings
@@ -82,7 +82,7 @@ class Vectors:
         self.failures = 0
         self._timeout = settings.timeout
         self._shown = settings.shown
-        self._prefix = f"{{{settings.prefix}}}:semantic:"
+        self._prefix = meanings_prefix_of(settings)
         self._answers = prefix_of(settings)
         self._line = Line(settings)
         self._looks: dict[int, _Look] = {}

@@ -11,19 +11,25 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from proxy.cache import vectors as module
 from proxy.cache.redis import prefix_of
+from proxy.cache.sealed import seal
 from proxy.cache.semantic import NEIGHBOURS, Meaning, Neighbour, vector_of
+from proxy.cache.sweep import sweep
 from proxy.cache.vectors import Vectors, _seal
 from proxy.settings import RedisSettings
+from proxy.snapshot import Purge
 from tests.support.redis import Redis, redis_server
 from tests.support.redisearch import redisearch_server
+from tests.unit.cache.test_sealed import entry
 
 SECRET: Final = b"a secret of this installation"
 PATIENCE: Final = 10.0
 """Seconds that a look-up waits where a test isn't about waiting."""
 TTL: Final = 600.0
+NOW: Final = 10**18
 SPACE: Final = "0123456789abcdef"
 GROUP, OTHER_GROUP = bytes(range(32)), bytes(range(32, 64))
 
@@ -432,3 +438,20 @@ def test_a_redis_without_search_is_said_once(caplog: pytest.LogCaptureFixture, m
     with caplog.at_level(logging.INFO):
         run(scenario())
     assert caplog.text.count("Redis has no search") == 1
+
+
+# --- a purge ---
+
+
+def test_a_purge_takes_what_the_questions_meant_with_it(redis: Redis) -> None:
+    async def scenario() -> None:
+        async with running(redis) as vectors:
+            for number in (1, 2):
+                await kept(redis, vectors, number=number)
+            given = replace(entry(), expires_unix_ns=2 * NOW, made_unix_ns=NOW)
+            redis.client.set(prefix_of(settings(redis)) + key(2).hex(), seal(given, key(2), SECRET))
+            assert await sweep(settings(redis), SECRET, (Purge(NOW, model="another"),), NOW) == 0
+            [left] = documents(redis)
+            assert left.endswith(key(2).hex())
+
+    run(scenario())
