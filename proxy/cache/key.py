@@ -3,13 +3,13 @@
 A key is a keyed hash (BLAKE2b, RFC 7693) of who may share an answer, which model in which revision is asked for what, and all
 that the body says about it. So nobody who hasn't the installation's secret can make one, or try out what others asked for.
 
-Numbers are what engines' readers make of them: whole ones as they are, others as doubles; 1 and 1.0 are two. What two readers
-could read in two ways has no key: a name that stands twice, anywhere; a number that no double can hold; half a surrogate pair.
+Numbers are what engines' readers make of them: whole ones as they are, others as doubles; 1 and 1.0 are two. Where a name stands
+twice further down (at the top that is refused) the last counts, as it does for engines. What two readers could read in two ways
+has no key: a number that no double can hold, half a surrogate pair.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from hashlib import blake2b
 from typing import Any, Final
@@ -75,7 +75,6 @@ def key_of(secret: bytes, operation: str, caching: Caching, model: str, revision
         return None
     try:
         said = _decode(body)
-        _check_once(said, body)
     except _unreadable:
         return None
     if not caching.never.isdisjoint(said) and any(said.get(name) not in (None, False) for name in caching.never):
@@ -97,19 +96,6 @@ def _readable(body: bytes) -> bool:
         and body.count(b",") + body.count(b"{") + body.count(b"[") <= MAX_VALUES
         and not (_DIGITS.search(body[::_STRIDE]) and _LONG_NUMBER.search(body))
     )
-
-
-def _check_once(said: dict[str, Any], body: bytes) -> None:
-    """Raises ValueError if a name stands twice in its object. None does where what was read of the body says as much as the body,
-    and most of them are written as they would be here."""
-    again = _as_said(said)
-    if again != body and again != msgspec.json.format(body, indent=-1):
-        json.loads(body.decode(), object_pairs_hook=_check_members)
-
-
-def _check_members(pairs: list[tuple[str, Any]]) -> None:
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("a name stands twice")
 
 
 def _usual(said: dict[str, Any]) -> bool:

@@ -50,7 +50,7 @@ def meaning(body: bytes, *, ordered: bool) -> Any:
     """The same for what is the same, None for what is no object that can be read in one way. `ordered`: of an object inside of
     another, whose members may be in an order."""
     try:
-        said = json.loads(body.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
+        said = json.loads(body.decode(), parse_constant=_no_constant)
         said = said if isinstance(said, dict) else None
         json.dumps(said, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -58,12 +58,6 @@ def meaning(body: bytes, *, ordered: bool) -> Any:
     if said is None or said.get("store") not in (None, False):
         return None
     return frozenset((name, _told(value, ordered)) for name, value in said.items() if name not in ("model", "user"))
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name stands twice")
-    return dict(pairs)
 
 
 def _no_constant(name: str) -> None:

@@ -208,6 +208,7 @@ class Worker:
             teams=declared.teams,
             users=declared.users,
             projects=declared.projects,
+            cache_secret=bytes(range(32)),
         )
         write_snapshot(self.settings.snapshot_path, msgspec.structs.replace(file, **more))
         if self._process is not None:
