@@ -152,7 +152,8 @@ class Cache:
         flown = key + bytes((form,))
         if wish.look:
             flight = self._flights.get(flown)
-            if flight is not None and flight.open:
+            # Another model's answer may come instead, which this caller may not be allowed.
+            if flight is not None and flight.open and (not model.fallbacks or flight.leader.principal is principal):
                 await self._share(flight, exchange, reply)
                 return True
             if (entry := self._find(flown, wish, snapshot)) is not None:

@@ -477,6 +477,20 @@ def test_what_is_left_when_all_is_over(plane: Plane) -> None:
     assert not plane.pipeline.admission.in_flight
 
 
+@pytest.mark.parametrize("plane", [{"cache": {"scope": "everyone"}}], indirect=True)
+def test_what_another_model_may_answer_is_shared_only_with_oneself(plane: Plane) -> None:
+    """Which models there are to fall back on is for each key to say."""
+
+    def fall_back(file: SnapshotFile) -> None:
+        file.models["m"] = msgspec.structs.replace(file.models["m"], fallbacks=("n",))
+
+    publish(plane, fall_back)
+    engines = [plane.engine(), plane.engine()]
+    for key in (KEY, KEY, OTHER_KEY):
+        plane.client().says(stream(key))
+    assert [engine.heard.count(b"POST ") for engine in engines] == [1, 1]
+
+
 @pytest.mark.parametrize("plane", [{"waiting": {"keep_alive": 5}}], indirect=True)
 def test_a_sign_of_life_is_for_all(plane: Plane) -> None:
     def narrow(file: SnapshotFile) -> None:
