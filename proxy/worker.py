@@ -71,13 +71,13 @@ class Worker:
             self._content = Journal(settings.content_path, CONTENT_SEGMENT_BYTES, 4 * settings.journal.segment_bytes)
         self._heartbeat = HeartbeatFile(settings.journal_path, self._journal.incarnation)
         self._pipeline = Pipeline(settings, self._feed, self._journal, self._content)
+        self._sharing: dict[Shared | Remote | Vectors, asyncio.Task[None]] = {}
+        """What runs for as long as this does."""
+        self._remote = self._share_cache()  # the snapshot may want more of that
         self._pipeline.follow()
         pipeline = self._pipeline
         self._others = Others(settings, pipeline.admission, self._models)
         self._shared = self._share()
-        self._remote = self._share_cache()
-        self._sharing: dict[Shared | Remote | Vectors, asyncio.Task[None]] = {}
-        """What runs for as long as this does."""
         self._server = Server(
             settings, pipeline.handle, Probes(self._state), pipeline.count_unaccepted, pipeline.authenticator.identify
         )

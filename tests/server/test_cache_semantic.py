@@ -38,11 +38,13 @@ def embedder() -> Iterator[ScriptedVLLM]:
 
 @contextmanager
 def serving(directory: Path, vllm: ScriptedVLLM, embedder: ScriptedVLLM, **config: Any) -> Iterator[Worker]:
-    """A worker that has the questions to its model embedded."""
-    with Worker([vllm.url, embedder.url], {"cache": {}, **config}, directory=directory) as worker:
-        model = Model(MODEL, ("b0",), 100_000, 20_000, 400_000, b"{}", cache=ModelCache("", "", 0.0, EMBEDDER, 0.95))
-        models = {MODEL: model, EMBEDDER: msgspec.structs.replace(model, name=EMBEDDER, backends=("b1",), cache=ModelCache())}
-        worker.publish(models=models, cache_secret=bytes(range(32)))
+    """A worker that has the questions to its model embedded. It finds that said when it starts, as after any restart."""
+    directory.mkdir(parents=True, exist_ok=True)
+    worker = Worker([vllm.url, embedder.url], {"cache": {}, **config}, directory=directory, snapshot=False)
+    model = Model(MODEL, ("b0",), 100_000, 20_000, 400_000, b"{}", cache=ModelCache("", "", 0.0, EMBEDDER, 0.95))
+    models = {MODEL: model, EMBEDDER: msgspec.structs.replace(model, name=EMBEDDER, backends=("b1",), cache=ModelCache())}
+    worker.publish(models=models)
+    with worker:
         yield worker
 
 
