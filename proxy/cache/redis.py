@@ -317,7 +317,7 @@ class Remote:
                 self._asks.append(ask)
                 self._asked.set()
                 continue
-            look.values[ask.place] = value
+            look.values[ask.place] = value if isinstance(value, bytes) else None  # whatever it is that answers there
             look.missing -= 1
             if not look.missing:
                 self._end([look])

@@ -416,6 +416,24 @@ def test_a_key_of_another_type_is_a_miss_and_hurts_no_other(redis: Redis) -> Non
     run(scenario())
 
 
+@pytest.mark.parametrize("reply", [b"*2\r\n*0\r\n$1\r\nb\r\n", b"*2\r\n*1\r\n$1\r\na\r\n$1\r\nb\r\n"])
+def test_what_is_no_value_is_a_miss(reply: bytes) -> None:
+    """failure 45"""
+    asked = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while await reader.read(65536):
+            asked += 1
+            writer.write(b"*0\r\n" if asked == 1 else reply)
+
+    async def scenario() -> None:
+        async with serving(talk) as address, connected(f"redis://{address}") as remote:
+            assert await look(remote, b"a", b"b") == [None, b"b"]
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("reply", [b"*0\r\n", b"+OK\r\n", b":1\r\n", b"$-1\r\n", b"-ERR no\r\n", b"\x00\xff\r\n"])
 def test_a_server_that_talks_nonsense_is_no_redis(reply: bytes) -> None:
     """failure 45"""
