@@ -11,11 +11,12 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from msgspec import Struct
 
-from proxy.cache.entry import Entry, Form
+from proxy.cache.entry import RECORDED, Entry, Form
 from proxy.cache.flight import Flight, Given
 from proxy.cache.forms import as_form, split
 from proxy.cache.key import form_of, key_of, tenant_of
@@ -60,6 +61,8 @@ _ALIKE: Final[dict[int, tuple[Form, ...]]] = {
     Form.STREAM_WITH_USAGES: (),
 }
 """From what each form may be made, best first."""
+_SUFFIXES: Final = {form: tuple(bytes((each,)) for each in alike) for form, alike in _ALIKE.items()}
+_recorded: Final = attrgetter(*RECORDED)
 _POLICIES: Final[dict[str, int]] = {name: rank for rank, name in enumerate(CACHE_POLICIES)}
 
 
@@ -162,7 +165,7 @@ class Cache:
         made = _Made(key, form, operation, request, body, rules, snapshot)
         flight = Flight(exchange, reply, self._client_write, self._settings.entry_bytes, partial(self._landed, made))
         self._flights[flown] = flight
-        if wish.look and (entry := await self._look_further(made, exchange, wish)) is not None:
+        if wish.look and self._may_be_elsewhere(made) and (entry := await self._look_further(made, exchange, wish)) is not None:
             await self._give(entry, exchange, model, snapshot, reply)
             flight.arrived()
             return True
@@ -214,6 +217,16 @@ class Cache:
         now = time.time_ns()
         entry = self.memory.get(flown, now, snapshot.purges)
         return entry if entry is not None and _young(entry, wish, now) else None
+
+    def _may_be_elsewhere(self, made: _Made) -> bool:
+        """A look there takes as long as all of the rest."""
+        if self.remote is not None or made.rules.model.cache.semantic_model:
+            return True
+        if made.operation.generates:
+            for suffix in _SUFFIXES[made.form]:
+                if made.key + suffix in self.memory:
+                    return True
+        return False
 
     async def _look_further(self, made: _Made, exchange: Exchange, wish: _Wish) -> Entry | None:
         """Where it takes longer: in another form, in Redis, under another question that means the same."""
@@ -399,31 +412,19 @@ class Cache:
         record = leader.record
         unix_ns = record.received_unix_ns + record.ended_ns
         return Entry(
-            operation=made.operation.name,
-            model=rules.model.name,
-            form=made.form,
-            head=_FOR_ONE.sub(b"", lines),
-            sized=sized,
-            body=flight.body,
-            made_unix_ns=unix_ns,
-            expires_unix_ns=unix_ns + int(rules.ttl_s * 1e9),
-            key_id=record.key_id,
-            team=record.team,
-            user=record.user,
-            user_name=record.user_name,
-            id=record.id,
-            trace_id=record.trace_id,
-            span_id=record.span_id,
-            took_ns=max(0, record.upstream_ended_ns - record.admitted_ns),
-            served_by=flight.served_by,
-            input_tokens=record.input_tokens,
-            cached_tokens=record.cached_tokens,
-            output_tokens=record.output_tokens,
-            reasoning_tokens=record.reasoning_tokens,
-            usage_source=record.usage_source,
-            finish_reasons=tuple(record.finish_reasons),
-            chunks=record.chunks,
-            usage=flight.usage,
+            made.operation.name,
+            rules.model.name,
+            made.form,
+            _FOR_ONE.sub(b"", lines),
+            sized,
+            flight.body,
+            flight.served_by,
+            unix_ns,
+            unix_ns + int(rules.ttl_s * 1e9),
+            max(0, record.upstream_ended_ns - record.admitted_ns),
+            tuple(record.finish_reasons),
+            flight.usage,
+            *_recorded(record),
         )
 
     # -- from the worker's sweep --

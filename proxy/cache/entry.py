@@ -26,6 +26,13 @@ class Form(IntEnum):
     """With every chunk too (`continuous_usage_stats`)."""
 
 
+RECORDED: Final = (
+    *("key_id", "team", "user", "user_name", "id", "trace_id", "span_id"),
+    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "usage_source", "chunks"),
+)
+"""The last fields of an Entry, which are a Record's too."""
+
+
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A complete answer, as its first client got it but for what was that client's own: ids of ours, limits."""
 
@@ -38,31 +45,30 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """`content-length` is among them."""
     body: bytes
     """Without chunks' framing."""
-    made_unix_ns: int
-    """When it was complete."""
-    expires_unix_ns: int
-    # whose it was
-    key_id: str
-    team: str
-    user: str
-    user_name: str
-    # the request that it was made for
-    id: bytes
-    trace_id: bytes
-    span_id: int
-    took_ns: int
-    """From its admission to its engine's last byte."""
     served_by: bytes = b""
     """The header line that tells which backend it is from."""
+    made_unix_ns: int = 0
+    """When it was complete."""
+    expires_unix_ns: int = 0
+    took_ns: int = 0
+    """From its admission to its engine's last byte."""
+    finish_reasons: tuple[str, ...] = ()
+    usage: bytes = b""
+    """The engine's own `usage` (JSON), for a stream whose client didn't ask for it; nothing where it isn't known."""
+    # what the record of the request says that it was made for: `RECORDED`
+    key_id: str = ""
+    team: str = ""
+    user: str = ""
+    user_name: str = ""
+    id: bytes = b""
+    trace_id: bytes = b""
+    span_id: int = 0
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
     usage_source: int = UsageSource.NONE
-    finish_reasons: tuple[str, ...] = ()
     chunks: int = 0
-    usage: bytes = b""
-    """The engine's own `usage` (JSON), for a stream whose client didn't ask for it; nothing where it isn't known."""
 
     @property
     def streaming(self) -> bool:

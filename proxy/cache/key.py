@@ -113,9 +113,10 @@ def _usual(said: dict[str, Any]) -> bool:
 
 def _canonical(said: dict[str, Any]) -> bytes:
     """JSON in two lines: what may stand in any order, and what may not."""
-    names = _WRITTEN_OUT.intersection(said)
-    written_out = {name: said.pop(name) for name in sorted(names)} if names else {}
+    written_out = b"{}"
+    if not _WRITTEN_OUT.isdisjoint(said):
+        written_out = _as_said({name: said.pop(name) for name in sorted(_WRITTEN_OUT.intersection(said))})
     rest = _sorted(said)
     if _ARGUMENTS.search(rest):
         rest = _as_said(dict(sorted(said.items())))
-    return b"%b\n%b" % (rest, _as_said(written_out))
+    return b"%b\n%b" % (rest, written_out)

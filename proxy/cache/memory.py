@@ -26,6 +26,10 @@ class Memory:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: bytes) -> bool:
+        """Be it one that is over."""
+        return key in self._entries
+
     def get(self, key: bytes, unix_ns: int, purges: tuple[Purge, ...]) -> Entry | None:
         """One that may be given again."""
         entry = self._entries.get(key)

@@ -204,7 +204,7 @@ def test_making_room_takes_no_longer_where_more_is_kept() -> None:
 
 def _making_room(entries: int) -> float:
     """us of CPU to put one into a full memory, until all that it had are replaced."""
-    entry = Entry("chat.completions", "m", 0, b"", True, b"y" * 500, 0, 2**62, "", "", "", "", b"", b"", 0, 0)
+    entry = Entry("chat.completions", "m", 0, b"", True, b"y" * 500, b"", 0, 2**62)
     memory, keys = Memory(entries * entry.size), [b"%033d" % number for number in range(2 * entries)]
     for key in keys[:entries]:
         memory.put(key, entry)

@@ -231,7 +231,7 @@ class Swept:
 
     def keep(self, model: str) -> None:
         now, key = time.time_ns(), model.encode().ljust(33, b"\0")
-        entry = Entry("chat", model, 0, b"", False, b"{}", now, now + 3600 * 10**9, "k", "t", "", "", b"", b"", 0, 0)
+        entry = Entry("chat", model, 0, b"", False, b"{}", b"", now, now + 3600 * 10**9, key_id="k", team="t")
         published = self.state.publisher.published
         assert published is not None
         sealed = seal(entry, key, published.cache_secret)
