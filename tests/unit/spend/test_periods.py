@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from collectors.process import periods
+from proxy.exchange import Record
 from proxy.journal import Journal
 from proxy.settings import Settings
 from proxy.spend import Period
@@ -18,6 +20,12 @@ from tests.unit.journal.made import SEGMENT_BYTES, closing
 from tests.unit.spend.made import TOTAL, Host
 
 DAY = Period("day", "Asia/Kathmandu")
+NOW = time.time_ns()
+
+
+def made(number: int) -> Record:
+    """Of the period that is under way there, or, just after its beginning, the one before."""
+    return make_record(number, received_unix_ns=NOW + number)
 
 
 def test_the_file_says_what_was_written(tmp_path: Path) -> None:
@@ -61,37 +69,35 @@ def journal(host: Host) -> Iterator[Journal]:
 
 def test_a_period_that_comes_later_counts_what_was_before(host: Host, journal: Journal) -> None:  # failure 60
     """What is stored already, what was just added, and what comes then."""
-    at = make_record(0).received_unix_ns
     for number in range(3):
-        journal.append(closing(make_record(number)))
+        journal.append(closing(made(number)))
     host.collect()
-    assert host.truth(DAY, at) is None, "nobody knows"
+    assert host.truth(DAY, NOW) is None, "nobody knows"
     for number in range(3, 5):
-        journal.append(closing(make_record(number)))
+        journal.append(closing(made(number)))
     host.periods = [DAY, TOTAL]
     host.collect()
     for period in (DAY, TOTAL):
-        assert host.truth(period, at) == host.ledger(period, at)
-    journal.append(closing(make_record(6)))
+        assert host.truth(period, NOW) == host.ledger(period, NOW)
+    journal.append(closing(made(6)))
     assert host.truth(TOTAL) != host.ledger(TOTAL), "the journal knows more"
     host.collect()
     for period in (DAY, TOTAL):
-        assert host.truth(period, at) == host.ledger(period, at)
+        assert host.truth(period, NOW) == host.ledger(period, NOW)
     assert sum(each.tokens for rows in (host.truth(TOTAL) or {}).values() for each in rows.values()) > 0
 
 
 def test_a_period_that_nobody_has_any_more_is_forgotten(host: Host, journal: Journal) -> None:
     host.periods = [DAY, TOTAL]
-    journal.append(closing(make_record(0)))
+    journal.append(closing(made(0)))
     host.collect()
     host.periods = [TOTAL]
     host.collect()
-    at = make_record(0).received_unix_ns
-    assert host.truth(DAY, at) is None
+    assert host.truth(DAY, NOW) is None
     host.periods = [DAY]
-    journal.append(closing(make_record(1)))
+    journal.append(closing(made(1)))
     host.collect()
-    assert host.truth(DAY, at) == host.ledger(DAY, at)
+    assert host.truth(DAY, NOW) == host.ledger(DAY, NOW)
 
 
 def test_a_database_that_fails_meanwhile(host: Host, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:  # failure 46
