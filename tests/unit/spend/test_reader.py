@@ -114,7 +114,8 @@ def test_a_collector_that_has_stored_nothing_yet_has_deleted_nothing(host: Host,
     assert host.truth(VIENNA, DAY) == whose(journal, ONE)
 
 
-def test_a_period_that_is_added_later(host: Host, journal: Journal) -> None:
+def test_a_period_that_is_added_later(host: Host, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: DAY)
     write(journal, 1)
     host.collect()
     assert host.truth(VIENNA, DAY) is None
