@@ -48,7 +48,11 @@ function values(panel) {
 }
 
 function Timeseries({ panel, width, height }) {
-  return <TimeSeries frames={frames(panel)} timeRange={timeRange} timeZone="utc" width={width} height={height} legend={panel.options.legend} options={panel.options} />;
+  const drawn = frames(panel);
+  if (drawn.length === 0) {
+    return <div style={{ width, height, display: "grid", placeItems: "center" }}>No data</div>;
+  }
+  return <TimeSeries frames={drawn} timeRange={timeRange} timeZone="utc" width={width} height={height} legend={panel.options.legend} options={panel.options} />;
 }
 
 function Stat({ panel, width, height }) {
@@ -81,7 +85,8 @@ function Bargauge({ panel, width, height }) {
   );
 }
 
-const KINDS = { timeseries: Timeseries, stat: Stat, bargauge: Bargauge };
+// A state timeline is one of Grafana's plugins: its numbers stand in for it.
+const KINDS = { timeseries: Timeseries, "state-timeline": Timeseries, stat: Stat, bargauge: Bargauge };
 
 function Placed({ panel }) {
   const { x, y, w, h } = panel.gridPos;

@@ -112,12 +112,14 @@ def shoot(page: Path, height: int, out: Path) -> None:
         tab = browser.new_page(viewport={"width": WIDTH, "height": height})
         tab.on("pageerror", lambda error: failures.append(str(error)))
         tab.goto(page.as_uri())
-        tab.wait_for_selector("canvas")
-        tab.wait_for_timeout(1500)  # the animations of its parts
-        tab.screenshot(path=out)
-        browser.close()
-    if failures:
-        raise SystemExit("\n".join(failures))
+        try:
+            tab.wait_for_selector("canvas")
+            tab.wait_for_timeout(1500)  # the animations of its parts
+            tab.screenshot(path=out)
+        finally:
+            browser.close()
+            if failures:  # they say more than that something hasn't come
+                raise SystemExit("\n".join(failures))
 
 
 if __name__ == "__main__":
