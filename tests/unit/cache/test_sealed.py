@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from proxy.cache import sealed as module
-from proxy.cache.entry import ENTRY_VERSION, Entry, Form
+from proxy.cache.entry import ENTRY_VERSION, RECORDED, Entry, Form
 from proxy.cache.sealed import seal, unseal
 
 KEY: Final = bytes(range(33))
@@ -53,6 +53,11 @@ def forged(payload: bytes, flags: int = 0, version: int = ENTRY_VERSION) -> byte
     """Rightly signed, whatever it is."""
     kind = bytes((version, flags))
     return kind + module._mac(kind, KEY, payload, SECRET) + payload
+
+
+def test_what_a_record_says_comes_last() -> None:
+    """An entry takes it from there in one go, in this order."""
+    assert Entry.__struct_fields__[-len(RECORDED) :] == RECORDED
 
 
 @pytest.mark.parametrize("body", [b"", b"short", EVENTS, NOISE], ids=["empty", "short", "events", "noise"])
