@@ -62,6 +62,7 @@ _ALIKE: Final[dict[int, tuple[Form, ...]]] = {
 }
 """From what each form may be made, best first."""
 _SUFFIXES: Final = {form: tuple(bytes((each,)) for each in alike) for form, alike in _ALIKE.items()}
+"""The same, as keys end."""
 _recorded: Final = attrgetter(*RECORDED)
 _POLICIES: Final[dict[str, int]] = {name: rank for rank, name in enumerate(CACHE_POLICIES)}
 
@@ -219,7 +220,7 @@ class Cache:
         return entry if entry is not None and _young(entry, wish, now) else None
 
     def _may_be_elsewhere(self, made: _Made) -> bool:
-        """A look there takes as long as all of the rest."""
+        """In another form, in Redis, or under another question. Most misses are nowhere, and find out sooner this way."""
         if self.remote is not None or made.rules.model.cache.semantic_model:
             return True
         if made.operation.generates:
@@ -229,9 +230,9 @@ class Cache:
         return False
 
     async def _look_further(self, made: _Made, exchange: Exchange, wish: _Wish) -> Entry | None:
-        """Where it takes longer: in another form, in Redis, under another question that means the same."""
-        for form in _ALIKE[made.form] if made.operation.generates else ():
-            entry = self._find(made.key + bytes((form,)), wish, made.snapshot)
+        """There, in this order."""
+        for suffix in _SUFFIXES[made.form] if made.operation.generates else ():
+            entry = self._find(made.key + suffix, wish, made.snapshot)
             if entry is not None and (wanted := await self._take_over(entry, made, exchange)) is not None:
                 return wanted
         return await self._fetch(made, exchange, wish) or await self._similar(made, exchange, wish)
